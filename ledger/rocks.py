@@ -1,0 +1,92 @@
+"""The durable store: one RocksDB for each partition, changes and watermark in one write batch."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import rocksdict
+
+from ledger.errors import StateError
+
+_CACHE_BYTES = 16 << 20
+_WRITE_BUFFER_BYTES = 16 << 20
+
+
+def _options() -> Any:
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
+    options.set_max_write_buffer_number(3)
+    options.set_max_open_files(64)
+    options.set_keep_log_file_num(2)
+    options.set_compression_type(rocksdict.DBCompressionType.lz4())
+    table = rocksdict.BlockBasedOptions()
+    # The default cache is 2 GiB a database. Most look-ups are for keys that are not there.
+    table.set_block_cache(rocksdict.Cache(_CACHE_BYTES))
+    table.set_bloom_filter(10, False)
+    options.set_block_based_table_factory(table)
+    return options
+
+
+class RocksStore:
+    """A `ledger.store.Store` in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create the store.
+
+        Raises:
+            StateError: another process has it open, or it is damaged.
+        """
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db: Any = rocksdict.Rdict(str(directory), _options())
+        except Exception as error:  # rocksdict raises plain exceptions of its own making
+            raise StateError(
+                f"The state in {directory} cannot be opened ({error}). If no other process uses "
+                "it, remove that directory: it is rebuilt from a snapshot or the topics."
+            ) from error
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of a key, or None."""
+        value: bytes | None = self._db.get(key)
+        return value
+
+    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries whose key begins with `prefix`, in key order.
+
+        They are those at the time of the first step: later writes are not seen.
+        """
+        snapshot = self._db.snapshot()
+        for key, value in snapshot.items(from_key=prefix):
+            if not key.startswith(prefix):
+                return
+            yield key, value
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Put every entry, delete those whose value is None, in one atomic batch."""
+        batch = rocksdict.WriteBatch(raw_mode=True)
+        put, delete = batch.put, batch.delete
+        for key, value in changes.items():
+            if value is None:
+                delete(key)
+            else:
+                put(key, value)
+        self._db.write(batch)
+
+    def close(self) -> None:
+        """Close the store and let go of its lock."""
+        database, self._db = self._db, None
+        if database is not None:
+            database.close()
+            del database
+            gc.collect(0)
+
+    def destroy(self) -> None:
+        """Close the store and remove it from disk."""
+        self.close()
+        shutil.rmtree(self.directory)

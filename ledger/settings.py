@@ -1,0 +1,106 @@
+"""Settings of every process, from the environment (prefix `LEDGER_`) or a TOML file.
+
+The environment wins over the file that `LEDGER_CONFIG` names. Nothing else reads the environment.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from ledger.errors import ConfigurationError
+
+CONFIG_VARIABLE = "LEDGER_CONFIG"
+DEFAULT_PARTITIONS = 8
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _prefix(value: str) -> str:
+    if not all(c.isascii() and (c.isalnum() or c in "._-") for c in value) or len(value) > 100:
+        raise ValueError("only letters, digits, '.', '_' and '-' (at most 100)")
+    return value
+
+
+class Settings(BaseSettings):
+    """What a process was told. Durations are in seconds, ports are TCP ports on loopback."""
+
+    model_config = SettingsConfigDict(env_prefix="LEDGER_", extra="forbid", frozen=True)
+
+    kafka: str | None = Field(None, description="Kafka bootstrap servers; default: the local stack")
+    amqp: SecretStr | None = Field(None, description="RabbitMQ URL; default: the local stack")
+    amqp_management: str | None = Field(None, description="URL of RabbitMQ's management page")
+    topic_prefix: Annotated[str, AfterValidator(_prefix)] = ""
+    partitions: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description=f"of the input topics when they are created (default {DEFAULT_PARTITIONS})",
+    )
+    replication: int = Field(1, ge=1, le=7, description="replication factor of created topics")
+    state_dir: Path = Path(".ledger")
+    snapshots: Path | None = Field(None, description="default: 'snapshots' in the state directory")
+
+    # The local stack: a port that is not set is chosen freely at the first start.
+    kafka_port: Port | None = None
+    amqp_port: Port | None = None
+    management_port: Port | None = None
+
+    flush_interval_s: float = Field(0.5, gt=0, le=60, description="how often tables are published")
+    flush_records: int = Field(20_000, ge=1, description="publish earlier after so many records")
+    snapshot_interval_s: float = Field(60.0, gt=0, description="how often snapshots are written")
+    snapshots_kept: int = Field(8, ge=1, description="snapshots kept per partition")
+    chunk_records: int = Field(2_000, ge=1, le=100_000, description="records per Faust message")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments first, then the environment, then the file of `LEDGER_CONFIG`."""
+        config = os.environ.get(CONFIG_VARIABLE)
+        sources: tuple[PydanticBaseSettingsSource, ...] = (init_settings, env_settings)
+        if config:
+            sources += (TomlConfigSettingsSource(settings_cls, toml_file=config),)
+        return sources
+
+    @property
+    def snapshot_dir(self) -> Path:
+        """Where snapshots are kept."""
+        return self.snapshots if self.snapshots is not None else self.state_dir / "snapshots"
+
+    def topic(self, name: str) -> str:
+        """Return the topic's name on the broker."""
+        return self.topic_prefix + name
+
+
+def load_settings() -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        ConfigurationError: a variable or a line of the file cannot be used; it names it.
+    """
+    config = os.environ.get(CONFIG_VARIABLE)
+    if config and not Path(config).is_file():
+        raise ConfigurationError(f"{CONFIG_VARIABLE}={config}: no such file.")
+    try:
+        return Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "LEDGER_" + "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigurationError(f"{name}: {first['msg']} (found {first['input']!r}).") from error
+    except ValueError as error:  # a TOML file that does not parse
+        raise ConfigurationError(f"{CONFIG_VARIABLE}={config}: {error}.") from error

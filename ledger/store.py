@@ -1,0 +1,50 @@
+"""Where a partition's entries are kept: what the fold asks of a store, and the store in memory.
+
+An entry's key is its account, a zero byte, a letter for its kind and its identity, so that all
+entries of an account lie together; see `ledger.projections.entries`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+
+class Store(Protocol):
+    """Sorted bytes to bytes. `ledger.rocks.RocksStore` is the durable one."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of a key, or None."""
+        ...
+
+    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries whose key begins with `prefix`, in key order."""
+        ...
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Put every entry, delete those whose value is None: all of it or nothing."""
+        ...
+
+
+class MemoryStore:
+    """A store that lives as long as the process: for replays and tests."""
+
+    def __init__(self, entries: Mapping[bytes, bytes] | None = None) -> None:
+        self._entries: dict[bytes, bytes] = dict(entries or {})
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value of a key, or None."""
+        return self._entries.get(key)
+
+    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries whose key begins with `prefix`, in key order."""
+        for key in sorted(key for key in self._entries if key.startswith(prefix)):
+            yield key, self._entries[key]
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Put every entry, delete those whose value is None."""
+        for key, value in changes.items():
+            if value is None:
+                self._entries.pop(key, None)
+            else:
+                self._entries[key] = value
