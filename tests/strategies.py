@@ -307,7 +307,7 @@ def _one_changed(number: int, value: object) -> Change:
 
     def change(event: Event) -> Event:
         names = [name for name in ("reason", "trade_id", "side", *AMOUNTS) if name in event]
-        name = names[number % len(names)] if names else "instrument"
+        name = names[number % len(names)]
         if name in AMOUNTS:
             return event | {name: value}
         return event | {name: "sell" if name == "side" and event[name] == "buy" else "buy"}
@@ -462,8 +462,6 @@ class _Raw(NamedTuple):
 _Step = _Fresh | _Related | _Again | _Broken | _Edited | _Misplaced | _Raw
 
 _KEYS = st.sampled_from((None, b"", b"alice", b"bob", b"Alice", b"alice ", b"\xff"))
-
-
 _SPELLINGS = st.sampled_from(SPELLINGS)
 _BACK = st.integers(0, 5)
 _FRESH: SearchStrategy[_Step] = st.builds(_Fresh, events(), _SPELLINGS)
@@ -495,25 +493,45 @@ def _send_all(steps: list[_Step]) -> list[Sent]:
     return [step.send(before) for step in steps]
 
 
+def _lists(steps: SearchStrategy[_Step], max_size: int) -> SearchStrategy[list[_Step]]:
+    """Lists of steps, half of them long: by itself st.lists makes mostly short ones."""
+    return st.lists(steps, max_size=max_size) | st.lists(
+        steps, min_size=max_size // 2, max_size=max_size
+    )
+
+
 def event_logs(*, max_size: int = 24) -> SearchStrategy[list[Sent]]:
     """Logs of up to `max_size` records of all three topics, about a quarter of them broken."""
     steps = weighted((3, _VALID_STEPS), (1, _INVALID_STEPS))
-    return st.lists(steps, max_size=max_size).map(_send_all)
+    return _lists(steps, max_size).map(_send_all)
 
 
 def valid_event_logs(*, max_size: int = 24) -> SearchStrategy[list[Sent]]:
     """The same without broken records: each is applied, a duplicate or a conflict."""
-    return st.lists(_VALID_STEPS, max_size=max_size).map(_send_all)
+    return _lists(_VALID_STEPS, max_size).map(_send_all)
 
 
-def placed(log: Sequence[Sent], partitions: int) -> list[Placed]:
-    """The records where Kafka's partitioner puts them; a null key goes to partition 0."""
+def placed(
+    log: Sequence[Sent],
+    partitions: int,
+    *,
+    gaps: Sequence[int] = (),
+    shifts: Sequence[int] = (),
+) -> list[Placed]:
+    """The records where Kafka's partitioner puts them; a null key goes to partition 0.
+
+    Per record, `gaps` says how many offsets are left out before it, `shifts` how many partitions
+    behind its own it stands; none where they are silent.
+    """
     next_offset: Counter[tuple[str, int]] = Counter()
     records = []
-    for sent in log:
-        partition = 0 if sent.key is None else partition_of(sent.key, partitions)
-        offset = next_offset[sent.topic, partition]
-        next_offset[sent.topic, partition] += 1
+    for number, sent in enumerate(log):
+        gap = gaps[number] if number < len(gaps) else 0
+        shift = shifts[number] if number < len(shifts) else 0
+        own = 0 if sent.key is None else partition_of(sent.key, partitions)
+        partition = (own + shift) % partitions
+        offset = next_offset[sent.topic, partition] + gap
+        next_offset[sent.topic, partition] = offset + 1
         records.append(Placed(sent.topic, partition, offset, sent.key, sent.value))
     return records
 
@@ -527,24 +545,18 @@ def by_topic_partition(log: Sequence[Placed]) -> list[list[Placed]]:
 
 
 @st.composite
-def placed_logs(draw: st.DrawFn, *, partitions: int = 8, max_size: int = 24) -> list[Placed]:
-    """Placed logs in which some records stand in a partition that is not their key's.
+def placed_logs(
+    draw: st.DrawFn, *, partitions: int = 8, max_size: int = 24, with_gaps: bool = True
+) -> list[Placed]:
+    """Placed logs in which a few records stand in a partition that is not their key's.
 
-    Offsets have gaps, as transaction markers leave them.
+    With `with_gaps`, offsets have gaps, as transaction markers leave them.
     """
     log = draw(event_logs(max_size=max_size))
     size = len(log)
-    gaps = draw(st.lists(st.sampled_from((0, 0, 0, 1, 5)), min_size=size, max_size=size))
-    shifts = draw(st.lists(st.sampled_from((0,) * 12 + (1,)), min_size=size, max_size=size))
-    next_offset: Counter[tuple[str, int]] = Counter()
-    records = []
-    for sent, gap, shift in zip(log, gaps, shifts, strict=True):
-        own = 0 if sent.key is None else partition_of(sent.key, partitions)
-        partition = (own + shift) % partitions
-        offset = next_offset[sent.topic, partition] + gap
-        next_offset[sent.topic, partition] = offset + 1
-        records.append(Placed(sent.topic, partition, offset, sent.key, sent.value))
-    return records
+    gaps = st.lists(st.sampled_from((0, 0, 0, 1, 5)), min_size=size, max_size=size)
+    shifts = st.lists(st.sampled_from((0,) * 15 + (1,)), min_size=size, max_size=size)
+    return placed(log, partitions, gaps=draw(gaps) if with_gaps else (), shifts=draw(shifts))
 
 
 def interleavings(logs: Sequence[Sequence[T]]) -> SearchStrategy[list[T]]:

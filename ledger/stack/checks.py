@@ -7,6 +7,7 @@ import base64
 import json
 import threading
 import urllib.request
+from typing import Any
 from urllib.error import URLError
 from urllib.parse import unquote, urlsplit
 
@@ -16,15 +17,15 @@ def kafka_cluster_id(bootstrap: str, timeout_s: float) -> str | None:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
-    configuration = {
+    configuration: dict[str, Any] = {
         "bootstrap.servers": bootstrap,
         "socket.timeout.ms": max(100, int(timeout_s * 1000)),
         "reconnect.backoff.max.ms": 250,
         "log_level": 0,
+        "error_cb": lambda _: None,  # without one librdkafka prints each error
     }
     try:
-        # Without a callback for errors librdkafka prints each of them.
-        admin = AdminClient({**configuration, "error_cb": lambda _: None})
+        admin = AdminClient(configuration)
         metadata = admin.list_topics(timeout=timeout_s)
     except KafkaException:
         return None

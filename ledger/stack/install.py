@@ -66,7 +66,7 @@ def maven(progress: Progress) -> Path:
 
 
 def rabbitmq_server(progress: Progress) -> Path:
-    """Return RabbitMQ's server script (not the wrapper that changes user), installing it if need be.
+    """Return RabbitMQ's server script (not the wrapper that changes user).
 
     Raises:
         StackError: there is none and it cannot be installed here.

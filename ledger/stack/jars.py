@@ -76,7 +76,7 @@ def _run_maven(maven: Path, java: Path, pom_file: Path, jars: Path) -> None:
     ]
     if not _is_writable(Path.home() / ".m2"):
         command.append(f"-Dmaven.repo.local={pom_file.parent / 'repository'}")
-    environment = {"JAVA_HOME": str(java.resolve().parent.parent), **os.environ}
+    environment = {**os.environ, "JAVA_HOME": str(java.resolve().parent.parent)}
     try:
         ran = subprocess.run(
             command,

@@ -39,8 +39,9 @@ class Ports:
     """Hands out ports for one start of the stack, none of them twice."""
 
     def __init__(self, reserved: set[int]) -> None:
-        """Begin with the ports that running servers of this stack hold already."""
-        self._taken = set(reserved)
+        """Keep the reserved ports, which settings ask for, from being chosen as free ones."""
+        self._reserved = reserved
+        self._taken: set[int] = set()
 
     def configured(self, port: int, setting: str, server: str) -> int:
         """Return the port that a setting asks for.
@@ -65,7 +66,7 @@ class Ports:
         candidates = [] if last_time is None else [last_time]
         candidates += [LOWEST + secrets.randbelow(HIGHEST - LOWEST + 1) for _ in range(100)]
         for port in candidates:
-            if port not in self._taken and is_free(port):
+            if port not in self._taken | self._reserved and is_free(port):
                 self._taken.add(port)
                 return port
         raise StackError(f"No free port between {LOWEST} and {HIGHEST} on {LOOPBACK}.")

@@ -30,9 +30,8 @@ _LAUNCHER = """
 ulimit -Sn "$1" 2>/dev/null
 log=$2
 shift 2
-exec 3>&1
-exec "$@" </dev/null >"$log" 2>&1 3>&- &
-echo $! >&3
+exec "$@" </dev/null >"$log" 2>&1 &
+echo $!
 """
 
 
@@ -145,14 +144,17 @@ def stop(processes: Iterable[Process], grace_s: float) -> None:
         StackError: one is another user's, or does not go even when killed.
     """
     running = [process for process in processes if process.is_running()]
+
+    def all_gone() -> bool:
+        return not any(process.is_running() for process in running)
+
     for number, patience_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 10.0)):
         for process in running:
             process.send(number)
             process.send(signal.SIGCONT)  # a paused process cannot end
-        if wait_until(lambda: not any(process.is_running() for process in running), patience_s):
+        if wait_until(all_gone, patience_s):
             return
-        running = [process for process in running if process.is_running()]
-    pids = ", ".join(str(process.pid) for process in running)
+    pids = ", ".join(str(process.pid) for process in running if process.is_running())
     raise StackError(f"Process {pids} does not end even when killed.")
 
 

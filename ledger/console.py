@@ -1,0 +1,118 @@
+"""What the three commands share: tables and progress for people, JSON for machines, exit codes.
+
+Results go to stdout, everything else to stderr. Exit codes: 0 fine, 1 a check found a difference,
+2 it could not run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ledger.errors import LedgerError
+
+FINE: Final = 0
+DIFFERENT: Final = 1
+COULD_NOT_RUN: Final = 2
+
+DEBUG_VARIABLE: Final = "LEDGER_DEBUG"
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def run(app: typer.Typer, name: str) -> NoReturn:
+    """Run a command line and leave with its exit code; nobody sees a traceback."""
+    try:
+        code = app(prog_name=name, standalone_mode=True)
+    except LedgerError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        err.print("Interrupted.")
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FINE)
+    except OSError as error:
+        fail(f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}.")
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        fail(
+            f"This is a bug: {type(error).__name__}: {error}. "
+            f"Set {DEBUG_VARIABLE}=1 to see where it came from."
+        )
+    sys.exit(code or FINE)
+
+
+def fail(sentence: str) -> NoReturn:
+    """Say in one sentence why a command could not run, and leave with exit code 2."""
+    err.print(f"[bold red]error:[/] {escape(sentence)}")
+    sys.exit(COULD_NOT_RUN)
+
+
+def warn(sentence: str) -> None:
+    """Say something that a person should know but that stops nothing."""
+    err.print(f"[yellow]warning:[/] {escape(sentence)}")
+
+
+def say(sentence: str) -> None:
+    """Tell a person what is being done."""
+    err.print(f"[dim]{escape(sentence)}[/]")
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document: indented on a terminal, compact elsewhere."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(document, indent=indent, ensure_ascii=False) + "\n")
+
+
+def print_table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], right: Iterable[str] = ()
+) -> None:
+    """Print a table; the columns named in `right` are set to the right, as numbers are."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    numbers = set(right)
+    for column in columns:
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    out.print(table, soft_wrap=False)
+
+
+@contextmanager
+def progress(description: str, total: int | None, *, quiet: bool = False) -> Iterator[Any]:
+    """Show a progress bar with rate and time left on stderr; yields a function to move it by."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(description, total=total)
+        yield lambda amount=1: bar.advance(task, amount)

@@ -1,0 +1,343 @@
+"""Kafka from outside the stream: topics, offsets, and a reader that fetches spans of records.
+
+Names here are without prefix; the prefix of the settings is added where the broker is spoken to.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+from ledger.errors import MissingRecords, TopicError, UnreachableError
+from ledger.events import INPUT_TOPICS
+from ledger.projections.partition import Origin
+from ledger.settings import DEFAULT_PARTITIONS, Settings
+
+BALANCES: Final = "balances"
+DEAD_LETTERS: Final = "dead-letters"
+
+REQUEST_TIMEOUT_S: Final = 15.0
+_STALLED_S: Final = 30.0
+_BATCH: Final = 10_000
+
+_T = TypeVar("_T")
+
+Slot = tuple[str, int]
+"""A topic (without prefix) and a partition."""
+
+
+class KafkaRecord(msgspec.Struct, gc=False, frozen=True):
+    """What is read of a record; offsets are positions, keys and values are bytes or None."""
+
+    offset: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Records of one partition in offset order; `next_offset` is the position after them.
+
+    It may be beyond the last record's offset + 1, where transaction markers follow.
+    """
+
+    topic: str
+    partition: int
+    records: list[KafkaRecord]
+    next_offset: int
+
+
+@dataclass(frozen=True)
+class TopicShape:
+    """What is known of a topic on the broker."""
+
+    topic_id: str
+    partitions: int
+
+
+def client_config(bootstrap: str) -> dict[str, Any]:
+    """Return what every librdkafka client here shares."""
+    return {
+        "bootstrap.servers": bootstrap,
+        "client.id": "ledger",
+        "log_level": 2,  # what goes wrong is raised, not printed
+        "socket.keepalive.enable": True,
+        "reconnect.backoff.max.ms": 2000,
+        "allow.auto.create.topics": False,
+    }
+
+
+class Cluster:
+    """The Kafka cluster that a process talks to."""
+
+    def __init__(self, bootstrap: str, settings: Settings) -> None:
+        self.bootstrap = bootstrap
+        self.settings = settings
+        self.admin = AdminClient(client_config(bootstrap))
+
+    # -- topics
+
+    def cluster_id(self) -> str:
+        """Return the cluster's id.
+
+        Raises:
+            UnreachableError: no broker answers.
+        """
+        future = self.admin.describe_cluster(request_timeout=REQUEST_TIMEOUT_S)
+        return str(self._ask(future.result).cluster_id)
+
+    def topics(self, names: Iterable[str]) -> dict[str, TopicShape]:
+        """Return the shape of those of the named topics that exist."""
+        prefixed = {self.settings.topic(name): name for name in names}
+        futures = self.admin.describe_topics(
+            TopicCollection(list(prefixed)), request_timeout=REQUEST_TIMEOUT_S
+        )
+        shapes: dict[str, TopicShape] = {}
+        for topic, future in futures.items():
+            try:
+                found = self._ask(future.result)
+            except KafkaException as error:
+                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    continue
+                raise
+            shapes[prefixed[topic]] = TopicShape(str(found.topic_id), len(found.partitions))
+        return shapes
+
+    def origin(self) -> Origin:
+        """Return where records come from: this cluster and its input topics.
+
+        Raises:
+            TopicError: an input topic is missing, or their partition counts differ from each
+                other, from those of `balances`, or from the settings.
+        """
+        shapes = self.topics((*INPUT_TOPICS, BALANCES))
+        missing = [name for name in INPUT_TOPICS if name not in shapes]
+        if missing:
+            names = ", ".join(self.settings.topic(name) for name in missing)
+            raise TopicError(
+                f"No topic {names} at {self.bootstrap}: nothing was published yet. "
+                "'ledger publish' and 'ledger worker' create the topics."
+            )
+        self._check_counts(shapes)
+        return Origin(
+            cluster_id=self.cluster_id(),
+            topic_ids={name: shapes[name].topic_id for name in INPUT_TOPICS},
+            partitions=shapes[INPUT_TOPICS[0]].partitions,
+        )
+
+    def _check_counts(self, shapes: Mapping[str, TopicShape]) -> None:
+        counts = {
+            name: shapes[name].partitions for name in (*INPUT_TOPICS, BALANCES) if name in shapes
+        }
+        wanted = self.settings.partitions
+        if len(set(counts.values())) > 1 or (wanted is not None and wanted not in counts.values()):
+            found = ", ".join(f"{self.settings.topic(n)} has {c}" for n, c in counts.items())
+            expected = "" if wanted is None else f" (LEDGER_PARTITIONS is {wanted})"
+            raise TopicError(
+                f"The topics must all have the same, unchanged number of partitions: {found}"
+                f"{expected}. Accounts would move to other partitions; use a new topic prefix "
+                "and publish the events again."
+            )
+
+    def ensure_topics(self) -> Origin:
+        """Create what is missing of the ledger's topics, and return where records come from."""
+        shapes = self.topics((*INPUT_TOPICS, BALANCES, DEAD_LETTERS))
+        partitions = self.settings.partitions or next(
+            (shapes[name].partitions for name in (*INPUT_TOPICS, BALANCES) if name in shapes),
+            DEFAULT_PARTITIONS,
+        )
+        forever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+        configs = {
+            **dict.fromkeys(INPUT_TOPICS, (partitions, forever)),
+            BALANCES: (partitions, {"cleanup.policy": "compact"}),
+            DEAD_LETTERS: (1, forever),
+        }
+        safe = {"min.insync.replicas": "2"} if self.settings.replication >= 3 else {}
+        new = [
+            NewTopic(
+                self.settings.topic(name),
+                count,
+                self.settings.replication,
+                config={**config, **safe},
+            )
+            for name, (count, config) in configs.items()
+            if name not in shapes
+        ]
+        if new:
+            for topic, future in self.admin.create_topics(new, request_timeout=15.0).items():
+                try:
+                    self._ask(future.result)
+                except KafkaException as error:
+                    code = error.args[0].code()
+                    if code != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was quicker
+                        raise TopicError(f"Topic {topic}: {error.args[0].str()}.") from error
+            self._await_topics(configs)
+        return self.origin()
+
+    def _await_topics(self, names: Iterable[str]) -> None:
+        """Wait until brokers know the topics that were just created."""
+        wanted = set(names)
+        deadline = time.monotonic() + REQUEST_TIMEOUT_S
+        while wanted - set(self.topics(wanted)):
+            if time.monotonic() > deadline:
+                raise TopicError(f"The topics {sorted(wanted)} were created but do not appear.")
+            time.sleep(0.05)
+
+    # -- offsets
+
+    def earliest(self, slots: Iterable[Slot]) -> dict[Slot, int]:
+        """Return the first offset that each partition still has."""
+        return self._offsets(slots, OffsetSpec.earliest())
+
+    def ends(self, slots: Iterable[Slot]) -> dict[Slot, int]:
+        """Return the offset after the last committed record of each partition."""
+        return self._offsets(slots, OffsetSpec.latest())
+
+    def at_time(self, slots: Iterable[Slot], milliseconds: int) -> dict[Slot, int]:
+        """Return the first offset whose record's time is at or after a moment (else the end)."""
+        wanted = list(slots)
+        found = self._offsets(wanted, OffsetSpec.for_timestamp(milliseconds))
+        ends = self.ends(wanted)
+        return {slot: ends[slot] if found[slot] < 0 else found[slot] for slot in wanted}
+
+    def _offsets(self, slots: Iterable[Slot], spec: OffsetSpec) -> dict[Slot, int]:
+        by_partition = {
+            TopicPartition(self.settings.topic(topic), partition): (topic, partition)
+            for topic, partition in slots
+        }
+        if not by_partition:
+            return {}
+        futures = self.admin.list_offsets(
+            dict.fromkeys(by_partition, spec),
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=REQUEST_TIMEOUT_S,
+        )
+        return {
+            by_partition[where]: int(self._ask(future.result).offset)
+            for where, future in futures.items()
+        }
+
+    def _ask(self, answer: Callable[[], _T]) -> _T:
+        try:
+            return answer()
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+                raise UnreachableError("Kafka", self.bootstrap, error.args[0].str()) from error
+            raise
+
+    # -- records
+
+    def read(
+        self, spans: Mapping[Slot, tuple[int, int]], progress: Callable[[int], None] | None = None
+    ) -> Iterator[Batch]:
+        """Yield the committed records of each span `[start, end)`, in offset order a partition.
+
+        Args:
+            spans: for each topic partition the first offset and the one to stop before.
+            progress: told how far positions have moved, in offsets.
+
+        Raises:
+            MissingRecords: the first offset is not there any more, or not there yet.
+            UnreachableError: nothing arrived for half a minute.
+        """
+        open_spans = {slot: span for slot, span in spans.items() if span[0] < span[1]}
+        if not open_spans:
+            return
+        earliest, ends = self.earliest(open_spans), self.ends(open_spans)
+        for slot, (start, end) in open_spans.items():
+            if start < earliest[slot] or end > ends[slot]:
+                needed = start if start < earliest[slot] else end
+                raise MissingRecords(*slot, needed, earliest[slot], ends[slot])
+        consumer = Consumer(
+            {
+                **client_config(self.bootstrap),
+                "group.id": "ledger-reader",  # never joined, nothing is committed
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+                # The default of a second parks a partition of a fast reader each time.
+                "fetch.queue.backoff.ms": 5,
+                "fetch.wait.max.ms": 50,
+                "queued.max.messages.kbytes": 65_536,
+            }
+        )
+        try:
+            yield from self._drain(consumer, open_spans, progress)
+        finally:
+            consumer.close()
+
+    def _drain(
+        self,
+        consumer: Consumer,
+        spans: dict[Slot, tuple[int, int]],
+        progress: Callable[[int], None] | None,
+    ) -> Iterator[Batch]:
+        names = {self.settings.topic(slot[0]): slot[0] for slot in spans}
+        positions = {slot: span[0] for slot, span in spans.items()}
+        consumer.assign(
+            [
+                TopicPartition(self.settings.topic(topic), partition, span[0])
+                for (topic, partition), span in spans.items()
+            ]
+        )
+        last_news = time.monotonic()
+        while positions:
+            messages = consumer.consume(_BATCH, 0.2)
+            if not messages:
+                if time.monotonic() - last_news > _STALLED_S:
+                    where = ", ".join(f"{t}:{p} at {o}" for (t, p), o in positions.items())
+                    raise UnreachableError("Kafka", self.bootstrap, f"no records for 30 s: {where}")
+                continue
+            last_news = time.monotonic()
+            batches: dict[Slot, list[KafkaRecord]] = {}
+            reached: dict[Slot, int] = {}
+            for message in messages:
+                slot = (names[str(message.topic())], int(message.partition() or 0))
+                error = message.error()
+                offset = int(message.offset() or 0)
+                if error is not None:
+                    if error.code() == KafkaError._PARTITION_EOF:
+                        reached[slot] = offset
+                        continue
+                    if error.code() == KafkaError._AUTO_OFFSET_RESET and slot in positions:
+                        raise MissingRecords(
+                            *slot,
+                            positions[slot],
+                            self.earliest([slot])[slot],
+                            self.ends([slot])[slot],
+                        )
+                    raise UnreachableError("Kafka", self.bootstrap, error.str())
+                reached[slot] = offset + 1
+                if slot in positions and offset < spans[slot][1]:
+                    batches.setdefault(slot, []).append(
+                        KafkaRecord(offset, message.key(), message.value())
+                    )
+            for slot, offset in reached.items():
+                if slot not in positions:
+                    continue
+                position = min(max(offset, positions[slot]), spans[slot][1])
+                if progress is not None:
+                    progress(position - positions[slot])
+                yield Batch(*slot, batches.get(slot, []), position)
+                positions[slot] = position
+                if position >= spans[slot][1]:
+                    del positions[slot]
+                    consumer.incremental_unassign(
+                        [TopicPartition(self.settings.topic(slot[0]), slot[1])]
+                    )

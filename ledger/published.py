@@ -1,0 +1,187 @@
+"""The topic `balances`: what workers publish of their tables, and reading it back.
+
+Partition *p* of the topic holds partition *p*'s accounts. One transaction per flush writes the
+changed rows and the mark, so a read-committed reader sees a consistent cut. System accounts have a
+row in each partition; `totals` adds them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Final
+
+import msgspec
+
+from ledger.amounts import ZERO, add, plain, subtract
+from ledger.errors import TopicError
+from ledger.events import INPUT_TOPICS
+from ledger.kafka import BALANCES, Cluster, Slot
+from ledger.projections.accounts import Texts
+from ledger.projections.partition import VERDICTS, Counts, Frozen, Watermark
+
+MARK_KEY: Final = b"@watermark"
+
+
+class Amounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The totals of one account and asset, as canonical texts."""
+
+    debits: str
+    credits: str
+    hold: str
+
+
+class Row(msgspec.Struct, frozen=True):
+    """The value of an account's record; `watermark` is that of the flush that wrote it."""
+
+    account: str
+    watermark: Watermark
+    balances: dict[str, Amounts]
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """The value of the record `@watermark`: the cut that all rows of the partition belong to."""
+
+    watermark: Watermark
+    state_digest: str
+    rules_version: int
+    topic_ids: dict[str, str]
+    counts: Counts
+
+
+encode = msgspec.json.Encoder().encode
+decode_mark = msgspec.json.Decoder(Mark).decode
+_decode_row = msgspec.json.Decoder(Row).decode
+
+
+def encode_row(account: str, watermark: Watermark, texts: Texts) -> bytes:
+    """Return the value of an account's record."""
+    return encode(Row(account, watermark, {asset: Amounts(*row) for asset, row in texts.items()}))
+
+
+@dataclass
+class PublishedPartition:
+    """What the newest committed records of one partition say."""
+
+    mark: Mark | None = None
+    accounts: dict[str, Texts] = field(default_factory=dict)
+
+
+def read_published(
+    cluster: Cluster,
+    partitions: Iterable[int],
+    progress: Callable[[int], None] | None = None,
+) -> dict[int, PublishedPartition]:
+    """Return the published tables; a partition that nobody published yet is empty.
+
+    Raises:
+        TopicError: a record is not what a worker writes.
+    """
+    published = {partition: PublishedPartition() for partition in partitions}
+    slots: list[Slot] = [(BALANCES, partition) for partition in published]
+    shape = cluster.topics([BALANCES]).get(BALANCES)
+    if shape is None:
+        return published
+    slots = [slot for slot in slots if slot[1] < shape.partitions]
+    earliest, ends = cluster.earliest(slots), cluster.ends(slots)
+    spans = {slot: (earliest[slot], ends[slot]) for slot in slots}
+    for batch in cluster.read(spans, progress):
+        found = published[batch.partition]
+        for record in batch.records:
+            try:
+                if record.key == MARK_KEY:
+                    found.mark = None if record.value is None else decode_mark(record.value)
+                elif record.value is not None:
+                    row = _decode_row(record.value)
+                    found.accounts[row.account] = {
+                        asset: (amounts.debits, amounts.credits, amounts.hold)
+                        for asset, amounts in row.balances.items()
+                    }
+            except msgspec.DecodeError as error:
+                raise TopicError(
+                    f"{BALANCES}:{batch.partition}: offset {record.offset} is not a row of a "
+                    f"worker ({error}). Delete the topic: workers publish it anew."
+                ) from error
+    return published
+
+
+@dataclass(frozen=True)
+class Total:
+    """Exact totals of one account and asset."""
+
+    debits: Decimal
+    credits: Decimal
+    hold: Decimal
+
+    @property
+    def balance(self) -> Decimal:
+        """Credits less debits: what the ledger owes the account."""
+        return subtract(self.credits, self.debits)
+
+    @property
+    def available(self) -> Decimal:
+        """The balance less what open orders hold."""
+        return subtract(self.balance, self.hold)
+
+    def as_json(self, account: str, asset: str) -> dict[str, str]:
+        """Return the row as the commands print it."""
+        return {
+            "account": account,
+            "asset": asset,
+            "balance": plain(self.balance),
+            "hold": plain(self.hold),
+            "available": plain(self.available),
+            "debits": plain(self.debits),
+            "credits": plain(self.credits),
+        }
+
+
+Totals = dict[tuple[str, str], Total]
+"""Account and asset to totals, in order."""
+
+
+def totals(accounts: Iterable[tuple[str, Texts]]) -> Totals:
+    """Return the totals over all partitions; an account in several is added up."""
+    sums: dict[tuple[str, str], Total] = {}
+    nothing = Total(ZERO, ZERO, ZERO)
+    for account, texts in accounts:
+        for asset, (debits, credits_, hold) in texts.items():
+            before = sums.get((account, asset), nothing)
+            sums[account, asset] = Total(
+                add(before.debits, Decimal(debits)),
+                add(before.credits, Decimal(credits_)),
+                add(before.hold, Decimal(hold)),
+            )
+    return dict(sorted(sums.items()))
+
+
+def conservation(sums: Totals) -> dict[str, Decimal]:
+    """Return, per asset, credits less debits over all accounts: 0, or the books do not balance."""
+    result: dict[str, Decimal] = {}
+    for (_, asset), total in sums.items():
+        result[asset] = add(result.get(asset, ZERO), total.balance)
+    return dict(sorted(result.items()))
+
+
+def no_counts() -> Counts:
+    """Return the counts of a partition to which nothing was applied."""
+    return {topic: dict.fromkeys(VERDICTS, 0) for topic in INPUT_TOPICS}
+
+
+def add_counts(counts: Iterable[Counts]) -> Counts:
+    """Return the counts over several partitions."""
+    result = no_counts()
+    for one in counts:
+        for topic, tally in one.items():
+            for verdict, number in tally.items():
+                result[topic][verdict] += number
+    return result
+
+
+def rows_of(frozen: Frozen) -> list[tuple[bytes, bytes]]:
+    """Return keys and values of the account records of a flush."""
+    return [
+        (account.encode(), encode_row(account, frozen.watermark, texts))
+        for account, texts in frozen.accounts.items()
+    ]
