@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ledger.errors import LedgerError
 
@@ -35,8 +36,11 @@ COULD_NOT_RUN: Final = 2
 
 DEBUG_VARIABLE: Final = "LEDGER_DEBUG"
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_WIDE: Final = 10_000
+
+# No emoji: an account may be named `:key:`.
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def run(app: typer.Typer, name: str) -> NoReturn:
@@ -66,18 +70,30 @@ def run(app: typer.Typer, name: str) -> NoReturn:
 
 def fail(sentence: str) -> NoReturn:
     """Say in one sentence why a command could not run, and leave with exit code 2."""
-    err.print(f"[bold red]error:[/] {escape(sentence)}")
+    err.print(f"[bold red]error:[/] {escape(harmless(sentence))}")
     sys.exit(COULD_NOT_RUN)
 
 
 def warn(sentence: str) -> None:
     """Say something that a person should know but that stops nothing."""
-    err.print(f"[yellow]warning:[/] {escape(sentence)}")
+    err.print(f"[yellow]warning:[/] {escape(harmless(sentence))}")
 
 
 def say(sentence: str) -> None:
     """Tell a person what is being done."""
-    err.print(f"[dim]{escape(sentence)}[/]")
+    err.print(f"[dim]{escape(harmless(sentence))}[/]")
+
+
+def harmless(text: str) -> str:
+    """Return text with what would move a terminal's cursor or reorder letters written out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter
+        if letter.isprintable() or letter == "\n"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def print_json(document: Any) -> None:
@@ -89,14 +105,17 @@ def print_json(document: Any) -> None:
 def print_table(
     title: str, columns: Iterable[str], rows: Iterable[Iterable[object]], right: Iterable[str] = ()
 ) -> None:
-    """Print a table; the columns named in `right` are set to the right, as numbers are."""
+    """Print a table; the columns named in `right` are set to the right, as numbers are.
+
+    Nothing is cut off: on a terminal long cells are folded, elsewhere lines are as long as need be.
+    """
     table = Table(title=title, title_justify="left", header_style="bold")
     numbers = set(right)
     for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    out.print(table, soft_wrap=False)
+        table.add_row(*(Text(harmless(str(cell)).replace("\n", "\\n")) for cell in row))
+    out.print(table, soft_wrap=False, width=None if out.is_terminal else _WIDE)
 
 
 @contextmanager

@@ -106,6 +106,54 @@ def read_published(
     return published
 
 
+def newest_marks(cluster: Cluster, partitions: Iterable[int]) -> dict[int, Mark]:
+    """Return the newest committed mark of each partition that has one, reading from the end."""
+    marks: dict[int, Mark] = {}
+    left: list[Slot] = [(BALANCES, partition) for partition in partitions]
+    earliest, ends = cluster.earliest(left), cluster.ends(left)
+    depth = 16
+    while left:
+        spans = {slot: (max(earliest[slot], ends[slot] - depth), ends[slot]) for slot in left}
+        for batch in cluster.read(spans):
+            for record in batch.records:
+                if record.key == MARK_KEY and record.value is not None:
+                    marks[batch.partition] = decode_mark(record.value)
+        left = [slot for slot in left if slot[1] not in marks and spans[slot][0] > earliest[slot]]
+        depth *= 64
+    return marks
+
+
+class MarkReader:
+    """Follows the marks of some partitions without reading their tables.
+
+    Attributes:
+        marks: of each partition that was published, its newest mark as of the last `poll`.
+    """
+
+    def __init__(self, cluster: Cluster, partitions: Iterable[int]) -> None:
+        self.marks: dict[int, Mark] = {}
+        self._cluster = cluster
+        self._slots: list[Slot] = [(BALANCES, partition) for partition in sorted(partitions)]
+        self._positions: dict[Slot, int] = {}
+
+    def poll(self) -> None:
+        """Take in what was committed since the last call."""
+        ends = self._cluster.ends(self._slots)
+        new = [slot for slot in self._slots if self._positions.get(slot, 0) > ends[slot]]
+        for slot in new:  # a topic that was made anew
+            del self._positions[slot]
+            self.marks.pop(slot[1], None)
+        unknown = [slot for slot in self._slots if slot not in self._positions]
+        self.marks.update(newest_marks(self._cluster, [partition for _, partition in unknown]))
+        known = [slot for slot in self._slots if slot in self._positions]
+        spans = {slot: (self._positions[slot], ends[slot]) for slot in known}
+        for batch in self._cluster.read(spans):
+            for record in batch.records:
+                if record.key == MARK_KEY and record.value is not None:
+                    self.marks[batch.partition] = decode_mark(record.value)
+        self._positions.update(ends)
+
+
 @dataclass(frozen=True)
 class Total:
     """Exact totals of one account and asset."""

@@ -13,6 +13,8 @@ from ledger.errors import StateError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster, Slot
 from ledger.partitioner import partition_of
+from ledger.positions import Watermarks as Watermarks
+from ledger.positions import clamped, moment_ms
 from ledger.projections.partition import Observer, Origin, Partition, Watermark
 from ledger.snapshots import SnapshotFile, Snapshots
 from ledger.store import MemoryStore
@@ -22,9 +24,6 @@ Base = Literal["snapshot", "genesis", "empty"]
 _FREEZE_AFTER_RECORDS: Final = 100_000
 """Bounds how much of a partition stays decoded in memory."""
 
-Watermarks = dict[int, Watermark]
-"""Partition to watermark."""
-
 
 @dataclass
 class Rebuilt:
@@ -33,6 +32,7 @@ class Rebuilt:
     partitions: dict[int, Partition] = field(default_factory=dict)
     bases: dict[int, SnapshotFile | None] = field(default_factory=dict)
     records_read: dict[Slot, int] = field(default_factory=dict)
+    records_replayed: dict[Slot, int] = field(default_factory=dict)  # of those, from the start on
 
 
 class Rebuilder:
@@ -70,6 +70,24 @@ class Rebuilder:
         """Return the end of the topics as it is now."""
         return watermarks(self._cluster.ends(self.slots(partitions)))
 
+    def earliest(self, partitions: Iterable[int] | None = None) -> Watermarks:
+        """Return the first offsets that the topics still have."""
+        return watermarks(self._cluster.earliest(self.slots(partitions)))
+
+    def at_time(self, text: str, ends: Watermarks, source: str = "time") -> Watermarks:
+        """Return where the records at or after an RFC 3339 time begin, by Kafka's record times.
+
+        Args:
+            text: the time, with a zone.
+            ends: where a partition stands that has no such record before its end.
+            source: what a person calls the text; errors begin with it.
+
+        Raises:
+            InputError: it is not RFC 3339.
+        """
+        found = self._cluster.at_time(self.slots(ends), moment_ms(text, source))
+        return clamped(watermarks(found), ends)
+
     def rebuild(
         self,
         start: Mapping[int, Watermark],
@@ -101,7 +119,11 @@ class Rebuilder:
         if at_start is not None:
             for partition in rebuilt.partitions.values():
                 at_start(partition)
+        before = dict(rebuilt.records_read)
         self._advance(rebuilt, end, observe)
+        rebuilt.records_replayed = {
+            slot: number - before.get(slot, 0) for slot, number in rebuilt.records_read.items()
+        }
         return rebuilt
 
     def at(self, end: Mapping[int, Watermark]) -> Rebuilt:

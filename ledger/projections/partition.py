@@ -281,6 +281,12 @@ class Partition:
             if kind == BALANCES_KIND and account:
                 yield account, decode_texts(value)
 
+    def balances_of(self, accounts: Iterable[str]) -> Iterator[tuple[str, Texts]]:
+        """Yield the totals of some accounts as of the last settled freeze."""
+        for account in accounts:
+            value = self._store.get(balances_key(account).encode())
+            yield account, decode_texts(value) if value is not None else {}
+
     def orders(self, account: str | None = None) -> Iterator[Order]:
         """Yield the orders (of one account) as of the last settled freeze, in order of key."""
         prefix = b"" if account is None else order_key(account, "").encode()

@@ -5,11 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import socket
 import threading
 import urllib.request
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 from urllib.error import URLError
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractChannel
+
+ChannelTask = Callable[["AbstractChannel"], Awaitable[None]]
 
 
 def kafka_cluster_id(bootstrap: str, timeout_s: float) -> str | None:
@@ -17,6 +24,8 @@ def kafka_cluster_id(bootstrap: str, timeout_s: float) -> str | None:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
 
+    if not any(_accepts(server) for server in bootstrap.split(",")):
+        return None
     configuration: dict[str, Any] = {
         "bootstrap.servers": bootstrap,
         "socket.timeout.ms": max(100, int(timeout_s * 1000)),
@@ -32,34 +41,63 @@ def kafka_cluster_id(bootstrap: str, timeout_s: float) -> str | None:
     return str(metadata.cluster_id) if metadata.brokers and metadata.cluster_id else None
 
 
+def _accepts(server: str) -> bool:
+    """Return whether `host:port` accepts connections: a refusal is quicker than librdkafka is."""
+    host, _, port = server.strip().rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=2):
+            return True
+    except (OSError, ValueError):
+        return False
+
+
 def amqp_problem(url: str, timeout_s: float) -> str | None:
     """Return None if a connection with this URL opens a channel, else what is wrong in a line."""
+    return _with_channel(url, timeout_s, _nothing)
+
+
+def make_and_delete_stream(url: str, name: str, timeout_s: float) -> str | None:
+    """Return None once a stream of this name was declared and deleted, else what went wrong."""
+
+    async def make_and_delete(channel: AbstractChannel) -> None:
+        arguments = {"x-queue-type": "stream"}
+        queue = await channel.declare_queue(name, durable=True, arguments=arguments)
+        await queue.delete(if_unused=False, if_empty=False)
+
+    return _with_channel(url, timeout_s, make_and_delete)
+
+
+def _with_channel(url: str, timeout_s: float, task: ChannelTask) -> str | None:
     problem: list[str | None] = [f"no answer within {timeout_s:.0f} s"]
 
-    def ask() -> None:
-        problem[0] = asyncio.run(_open_channel(url, timeout_s))
+    def run() -> None:
+        problem[0] = asyncio.run(_open_channel(url, timeout_s, task))
 
     # A thread of its own, because the caller may be inside an event loop.
-    thread = threading.Thread(target=ask, name="amqp-check", daemon=True)
+    thread = threading.Thread(target=run, name="amqp-check", daemon=True)
     thread.start()
     thread.join(timeout_s + 2)
     return problem[0]
 
 
-async def _open_channel(url: str, timeout_s: float) -> str | None:
+async def _open_channel(url: str, timeout_s: float, task: ChannelTask) -> str | None:
     import aio_pika
 
     try:
         async with asyncio.timeout(timeout_s):
             connection = await aio_pika.connect(url)
             try:
-                await connection.channel()
+                await task(await connection.channel())
             finally:
                 await connection.close()
     except TimeoutError:
         return f"no answer within {timeout_s:.0f} s"
     except (aio_pika.exceptions.AMQPError, OSError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
+async def _nothing(_: AbstractChannel) -> None:
     return None
 
 

@@ -12,7 +12,7 @@ from ledger.errors import StackError
 from ledger.stack import checks, install, jars
 from ledger.stack.install import Progress
 from ledger.stack.logs import last_meaningful_line, set_aside
-from ledger.stack.ports import LOOPBACK
+from ledger.stack.ports import LOOPBACK, answers
 from ledger.stack.process import Process, launch, server_environment, stop, wait_until
 from ledger.stack.state import KafkaRecord
 
@@ -87,7 +87,7 @@ class KafkaServer:
 
         def ready_or_gone() -> bool:
             nonlocal ready
-            ready = self.answers(record)
+            ready = answers(record.port) and self.answers(record)
             return ready or not process.is_running()
 
         wait_until(ready_or_gone, START_TIMEOUT_S)
@@ -163,6 +163,9 @@ def server_properties(record: KafkaRecord, data: Path) -> str:
         "share.coordinator.state.topic.replication.factor": 1,
         "share.coordinator.state.topic.min.isr": 1,
         "group.initial.rebalance.delay.ms": 0,
+        # A broker that was killed may register anew once the session of its former self is over.
+        "broker.session.timeout.ms": 4_000,
+        "broker.heartbeat.interval.ms": 500,
         # A bridge that rests for more than a week must still find its committed offsets.
         "offsets.retention.minutes": 10 * 365 * 24 * 60,
         "log.cleaner.dedupe.buffer.size": 32 * 1024 * 1024,

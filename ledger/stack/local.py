@@ -17,6 +17,8 @@ from ledger.stack.process import marked, stop
 from ledger.stack.rabbitmq import RabbitServer
 from ledger.stack.state import KafkaRecord, RabbitRecord, StackDirectory, StackRecord
 
+STOP_TIMEOUT_S = 45.0
+
 
 def up(settings: Settings, progress: Progress) -> Endpoints:
     """Return where the servers are once all of them work; start those that are not named.
@@ -52,41 +54,50 @@ def down(settings: Settings, progress: Progress) -> list[str]:
         StackError: a process is another user's or does not go.
     """
     directory = StackDirectory(settings)
-    if not directory.path.is_dir():
-        return []
+    if not directory.path.is_dir():  # never was, or was deleted under running servers
+        return _stop_stragglers(directory, progress)
     with directory.locked(lambda: progress("Waiting for another 'ledger up' or 'down' ...")):
         return _stop_all(directory, progress)
 
 
 def _stop_all(directory: StackDirectory, progress: Progress) -> list[str]:
-    problem: StackError | None = None
     try:
         record = directory.read()
-    except StackError as error:  # the marks still tell what runs
-        record, problem = StackRecord(), error
-    kafka, rabbit = _servers(directory)
-    stopped: list[str] = []
-
-    def note(name: str, pid: int) -> None:
-        progress(f"{name}: stopping ...")
-        stopped.append(f"{name} (pid {pid})")
-
+    except StackError:  # the marks still tell what runs
+        _stop_stragglers(directory, progress)
+        raise
+    _, rabbit = _servers(directory)
+    processes = {
+        "RabbitMQ": record.rabbitmq.process if record.rabbitmq is not None else None,
+        "Kafka": record.kafka.process if record.kafka is not None else None,
+    }
+    running = {
+        name: process
+        for name, process in processes.items()
+        if process is not None and process.is_running()
+    }
+    if running:
+        progress(f"{' and '.join(running)}: stopping ...")
+    stop(running.values(), STOP_TIMEOUT_S)  # all are asked first, then awaited
     if record.rabbitmq is not None:
-        if record.rabbitmq.process is not None and record.rabbitmq.process.is_running():
-            note("RabbitMQ", record.rabbitmq.process.pid)
         rabbit.stop(record.rabbitmq)
-    if record.kafka is not None:
-        if record.kafka.process is not None and record.kafka.process.is_running():
-            note("Kafka", record.kafka.process.pid)
-        kafka.stop(record.kafka)
-    for server, name in ((rabbit, "RabbitMQ"), (kafka, "Kafka")):
-        for process in marked(server.mark):
-            note(f"{name}'s straggler", process.pid)
-            stop([process], 5)
-    if problem is not None:
-        raise problem
+    stopped = [f"{name} (pid {process.pid})" for name, process in running.items()]
+    stopped += _stop_stragglers(directory, progress)
     if record != StackRecord():
         directory.write(_without_processes(record))
+    return stopped
+
+
+def _stop_stragglers(directory: StackDirectory, progress: Progress) -> list[str]:
+    """Stop what carries this stack's marks without being in its record; return it in words."""
+    stopped = []
+    kafka, rabbit = _servers(directory)
+    for name, mark in (("Kafka", kafka.mark), ("RabbitMQ", rabbit.mark)):
+        left = marked(mark)
+        if left:
+            progress(f"{name}: stopping what an interrupted start left behind ...")
+            stop(left, STOP_TIMEOUT_S)
+            stopped += [f"{name} (unrecorded pid {process.pid})" for process in left]
     return stopped
 
 

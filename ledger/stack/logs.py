@@ -12,7 +12,7 @@ _LAST_BYTES = 65_536
 
 
 def set_aside(log: Path) -> None:
-    """Keep the log of the start before under another name, so that this start has one of its own."""
+    """Keep the log of the start before under another name: each start has one of its own."""
     if log.exists():
         log.replace(log.with_name(f"{log.stem}.before{log.suffix}"))
 

@@ -30,6 +30,8 @@ NAME = "RabbitMQ"
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 45.0
 CHECK_TIMEOUT_S = 5.0
+SETTLE_TIMEOUT_S = 3.0
+WARM_UP_STREAM = "ledger.stack.warm-up"
 USER = "ledger"
 NODE = "ledger@localhost"
 _OWN_VARIABLES = ("RABBITMQ_", "ERL_", "EPMD_", "NOTIFY_SOCKET", "RUNNING_UNDER_SYSTEMD")
@@ -131,7 +133,9 @@ class RabbitServer:
             return ready or not process.is_running()
 
         wait_until(ready_or_gone, START_TIMEOUT_S)
-        if not ready:
+        if ready:
+            self._settle_streams(record)
+        else:
             what = "did not answer in time" if process.is_running() else "ended while starting"
             raise StackError(
                 f"RabbitMQ {what}: {last_meaningful_line(self.logs)} (log: {self.logs[0]})"
@@ -154,6 +158,24 @@ class RabbitServer:
         if record.epmd is not None:
             stop([record.epmd], 5)
         stop(marked(self.mark), 2)
+
+    def _settle_streams(self, record: RabbitRecord) -> None:
+        """Have the coordinator of streams made and stored, which the first stream would do.
+
+        RabbitMQ stores its name only about half a second later. A `kill -9` before that leaves
+        every stream "down or inaccessible" for ever, so that no first room is made in that time.
+        """
+        names = self.directory / "data/node/coordination" / NODE / "names.dets"
+
+        def stored() -> bool:
+            return names.exists() and b"rabbit_stream_coordinator" in names.read_bytes()
+
+        if stored():
+            return
+        problem = checks.make_and_delete_stream(self.url(record), WARM_UP_STREAM, CHECK_TIMEOUT_S)
+        if problem is not None:
+            raise StackError(f"RabbitMQ makes no streams: {problem} (log: {self.logs[0]})")
+        wait_until(stored, SETTLE_TIMEOUT_S)  # another release may store it elsewhere
 
     def _write_secrets(self) -> None:
         """Make the password and the Erlang cookie once; only their owner can read them."""
@@ -187,10 +209,12 @@ class RabbitServer:
             RABBITMQ_ADVANCED_CONFIG_FILE=os.path.join(here, "none.config"),
             RABBITMQ_GENERATED_CONFIG_DIR=os.path.join(here, "generated"),
             RABBITMQ_SCHEMA_DIR=os.path.join(here, "schema"),
-            RABBITMQ_MNESIA_BASE=os.path.join(here, "data"),
-            RABBITMQ_MNESIA_DIR=os.path.join(here, "data", "node"),
-            RABBITMQ_QUORUM_DIR=os.path.join(here, "data", "node", "quorum"),
-            RABBITMQ_STREAM_DIR=os.path.join(here, "data", "node", "stream"),
+            # Relative to the working directory, since RabbitMQ 3.10 asks `df` about the data
+            # directory without quoting its name: a space in it would switch off the disk alarm.
+            RABBITMQ_MNESIA_BASE="data",
+            RABBITMQ_MNESIA_DIR="data/node",
+            RABBITMQ_QUORUM_DIR="data/node/quorum",
+            RABBITMQ_STREAM_DIR="data/node/stream",
             RABBITMQ_FEATURE_FLAGS_FILE=os.path.join(here, "data", "feature_flags"),
             RABBITMQ_PLUGINS_EXPAND_DIR=os.path.join(here, "data", "plugins"),
             RABBITMQ_ENABLED_PLUGINS_FILE=os.path.join(here, "enabled_plugins"),

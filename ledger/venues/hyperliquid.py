@@ -186,8 +186,8 @@ class _Export:
         mark = _digest(account, fill_id)
 
         is_first = (account, market.base) not in self._latest
-        self._check_order(account, market, occurred_at)
-        self._check_identity(account, fill_id, whole, line)
+        if not self._is_repeated(account, fill_id, whole, line):
+            self._check_order(account, market, occurred_at)
         if is_first and start != "0":
             yield _valid(
                 Adjusted(
@@ -230,16 +230,21 @@ class _Export:
             )
         self._latest[account, market.base] = occurred_at
 
-    def _check_identity(self, account: str, fill_id: str, whole: str, line: int) -> None:
-        """Refuse two fills that the ledger would take for one; a repeated row is the same fill."""
-        seen = _Seen(line, hashlib.sha256(whole.encode()).digest())
-        first = self._seen.setdefault((account, fill_id), seen)
-        if first.row != seen.row:
+    def _is_repeated(self, account: str, fill_id: str, whole: str, line: int) -> bool:
+        """Return whether the same row was read before: the ledger will see a duplicate.
+
+        Raises:
+            _Unusable: another row has this identity; the ledger would take two fills for one.
+        """
+        row = _Seen(line, hashlib.sha256(whole.encode()).digest())
+        first = self._seen.setdefault((account, fill_id), row)
+        if first.row != row.row:
             raise _Unusable(
                 f"has the Coin, Order ID and Start Position of line {first.line} but is another "
                 "fill, and the export has nothing else to tell them apart; take one of them out "
                 "and publish it with an id of its own."
             )
+        return first is not row
 
 
 def _wrong(column: str, values: Mapping[str, str], expected: str) -> _Unusable:

@@ -1,0 +1,409 @@
+"""Faust fed in chunks: one fetch of a partition travels through Faust as one message.
+
+Faust's cost per message is 50 to 70 microseconds; as the message is a list of some thousand
+records, that is nothing per record. Everything here builds on private API of faust-streaming 0.15.3
+and aiokafka 0.14.0, which are pinned for that reason; nothing outside this module touches it.
+
+The rules that make it safe:
+
+- An *epoch* counts assignments. It rises, in the consumer's thread, before anything else happens
+  at a revocation or an assignment. A chunk carries the epoch of its fetch.
+- Positions belong to `resume`: partitions are assigned paused, at a dummy position, and are
+  fetched only after they were told where to start. Faust's own seeking and its filter of offsets
+  seen before are off.
+- Chunks of a partition are numbered within an epoch, so one that Faust drops is noticed.
+- A failure of any of Faust's services ends the process: Faust's own restarts lose records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from typing import Any, Final, TypeVar
+
+import faust
+from aiokafka.errors import KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.app import BootStrategy
+from faust.transport.drivers import aiokafka as driver
+
+from ledger.agents.assignor import LedgerAssignor, Progress
+
+logger = logging.getLogger(__name__)
+
+FETCH_WAIT_MS: Final = 50
+"""aiokafka waits so long at an idle broker; Faust's 1,500 stalls a broker's other partitions."""
+OUTSTANDING_CHUNKS: Final = 6
+"""Fetched chunks that the agent has not finished; more are not asked for."""
+_IDLE_S: Final = 0.02
+
+_T = TypeVar("_T")
+
+
+class Chunk:
+    """Records of one partition in offset order; to Faust, one message.
+
+    `number` counts the partition's chunks within an epoch from 0; `next_offset` is the position
+    after them, transaction markers included, so there may be no records at all.
+    """
+
+    __slots__ = (
+        "checksum",
+        "epoch",
+        "headers",
+        "key",
+        "next_offset",
+        "number",
+        "offset",
+        "partition",
+        "records",
+        "serialized_key_size",
+        "serialized_value_size",
+        "timestamp",
+        "timestamp_type",
+        "topic",
+        "value",
+    )
+
+    def __init__(
+        self, where: TopicPartition, records: list[Any], next_offset: int, epoch: int, number: int
+    ) -> None:
+        self.topic: str = where.topic
+        self.partition: int = where.partition
+        self.records = records
+        self.next_offset = next_offset
+        self.epoch = epoch
+        self.number = number
+        # What Faust reads of a record:
+        self.offset = records[0].offset if records else next_offset
+        self.timestamp = records[-1].timestamp if records else None
+        self.timestamp_type = 0
+        self.headers: tuple[()] = ()
+        self.key = None
+        self.value = self
+        self.checksum = None
+        self.serialized_key_size = 0
+        self.serialized_value_size = 0
+
+
+class _RebalanceListener(driver.ConsumerRebalanceListener):
+    _thread: _Thread
+
+    def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> Awaitable[None]:
+        # This part runs at once, in the consumer's thread, before any coroutine.
+        self._thread.next_epoch()
+        waiting: Awaitable[None] = super().on_partitions_revoked(revoked)
+        return waiting
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        thread = self._thread
+        thread.next_epoch()
+        consumer = thread.kafka_consumer
+        for where in assigned:
+            # Paused and at a valid position: no look-up of commits, no reset, no fetch.
+            consumer.pause(where)
+            consumer.seek(where, 0)
+        await super().on_partitions_assigned(assigned)
+
+
+class _Thread(driver.AIOKafkaConsumerThread):
+    epoch = 0
+    app: ChunkedApp
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._next_offsets: dict[TopicPartition, int] = {}
+        self._numbers: dict[TopicPartition, int] = {}
+
+    @property
+    def kafka_consumer(self) -> Any:
+        return self._ensure_consumer()
+
+    def next_epoch(self) -> None:
+        self.epoch += 1
+        self._next_offsets = {}
+        self.app.loop.call_soon_threadsafe(self.app.wake)
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._isolation_level = "read_committed"
+        consumer._partition_assignment_strategy = [LedgerAssignor(self.app.progress)]
+        return consumer
+
+    async def _fetch_records(
+        self,
+        consumer: Any,
+        active_partitions: Any,
+        timeout: float | None = None,
+        max_records: int | None = None,
+    ) -> dict[TopicPartition, list[Chunk]]:
+        drained = await super()._fetch_records(
+            consumer, active_partitions, timeout=timeout, max_records=max_records
+        )
+        # From the drain to here nothing was awaited: epoch and positions belong to the records.
+        chunks: dict[TopicPartition, list[Chunk]] = {}
+        positions = self.positions()
+        for where, before in self._next_offsets.items():
+            records = drained.get(where)
+            after = positions.get(where, before)
+            if records or after > before:
+                number = self._numbers[where]
+                self._numbers[where] = number + 1
+                self._next_offsets[where] = after
+                chunks[where] = [Chunk(where, records or [], after, self.epoch, number)]
+        return chunks
+
+    async def crash(self, reason: BaseException) -> None:
+        self.app.fail(f"Faust's consumer thread failed: {reason!r}")
+
+    # What follows runs in the consumer thread's loop; see `ChunkedApp.in_thread`.
+
+    def positions(self) -> dict[TopicPartition, int]:
+        subscription = self.kafka_consumer._subscription.subscription
+        assignment = subscription and subscription.assignment
+        if not assignment:
+            return {}
+        return {tp: assignment.state_value(tp)._position for tp in assignment.tps}
+
+    async def resume(self, epoch: int, offsets: Mapping[TopicPartition, int]) -> bool:
+        if self.epoch != epoch:
+            return False
+        for where, offset in offsets.items():
+            self.kafka_consumer.seek(where, offset)
+        self._next_offsets = dict(offsets)
+        self._numbers = dict.fromkeys(offsets, 0)
+        self.kafka_consumer.resume(*offsets)
+        return True
+
+    async def commit_offsets(
+        self, epoch: int | None, offsets: Mapping[TopicPartition, int]
+    ) -> bool:
+        if epoch is not None and self.epoch != epoch:
+            return False
+        try:
+            await asyncio.wait_for(
+                self.kafka_consumer.commit(
+                    {where: OffsetAndMetadata(offset, "") for where, offset in offsets.items()}
+                ),
+                5,
+            )
+        except (KafkaError, TimeoutError) as error:
+            # The committed offset is for Kafka's tools; ours is in the state. The next one counts.
+            logger.warning("The offsets could not be committed now: %r", error)
+            return False
+        return True
+
+    async def leave_group(self) -> None:
+        await self.kafka_consumer.stop()
+
+
+class _Never(dict[Any, Any]):
+    """Faust's table of offsets already read, kept empty: it can drop chunks fetched again."""
+
+    def __getitem__(self, key: Any) -> None:
+        return None
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        return
+
+
+class _Consumer(driver.Consumer):
+    RebalanceListener = _RebalanceListener
+    _thread: _Thread
+    app: ChunkedApp
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._read_offset = _Never()
+
+    def _new_consumer_thread(self) -> _Thread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    async def perform_seek(self) -> None:
+        """Positions belong to `resume`."""
+
+    async def _wait_next_records(self, timeout: float) -> tuple[Any, Any]:
+        if not self.flow_active:
+            await self.wait(self.can_resume_flow)  # type: ignore[arg-type]  # as Faust does
+        active = self._get_active_partitions()
+        if not active or not self.app.is_active:
+            await asyncio.sleep(_IDLE_S)  # Faust's own wait here is a whole second
+            return {}, active
+        return await self._getmany(active, timeout), active
+
+    async def _getmany(self, active_partitions: Any, timeout: float) -> Any:
+        await self.app.wait_for_room()
+        chunks = await super()._getmany(active_partitions, timeout)
+        for (chunk,) in chunks.values():
+            self.app.chunk_fetched(chunk)
+        return chunks
+
+    async def crash(self, reason: BaseException) -> None:
+        self.app.fail(f"Faust's consumer failed: {reason!r}")
+
+
+class _Transport(driver.Transport):
+    Consumer = _Consumer
+
+
+class _BootStrategy(BootStrategy):
+    enable_web = False  # whatever Faust's command line says: a second worker would need a port
+
+
+class _RawSchema(faust.Schema[Any, Any]):
+    def loads_key(self, app: Any, message: Any, **kwargs: Any) -> Any:
+        return message.key
+
+    def loads_value(self, app: Any, message: Any, **kwargs: Any) -> Any:
+        return message.value
+
+
+class ChunkedApp(faust.App):
+    """A Faust app whose agents get `Chunk`s, of partitions that were activated.
+
+    Subclasses say what activation is (`activate`), what local state is worth (`progress`) and how
+    the process ends (`fail`).
+    """
+
+    BootStrategy = _BootStrategy
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._active_epoch = -1
+        self._outstanding = 0
+        self._room = asyncio.Event()
+
+    def chunks_of(self, *topics: str) -> Any:
+        """Return the Faust topic that yields the chunks of several Kafka topics."""
+        return self.topic(*topics, schema=_RawSchema(), acks=False)
+
+    # -- for subclasses
+
+    def progress(self) -> Progress:
+        """Return what this worker's local state has applied; asked in the consumer's thread."""
+        raise NotImplementedError
+
+    async def activate(self, epoch: int) -> None:
+        """Open the assigned partitions and call `resume`; the epoch may change at any await."""
+        raise NotImplementedError
+
+    def fail(self, sentence: str) -> None:
+        """End the process: what it holds in memory cannot be trusted to be complete."""
+        raise NotImplementedError
+
+    # -- state of the assignment
+
+    @property
+    def epoch(self) -> int:
+        """The number of the newest assignment."""
+        return int(self._kafka_thread.epoch)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the newest assignment's partitions are being fetched."""
+        return self._active_epoch == self.epoch
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the consumer was created."""
+        consumer: Any = self._consumer
+        return consumer is not None and consumer._thread._consumer is not None
+
+    @property
+    def _kafka_thread(self) -> _Thread:
+        consumer: Any = self.consumer
+        thread: _Thread = consumer._thread
+        return thread
+
+    def assigned(self) -> set[TopicPartition]:
+        """Return the assigned partitions of all topics."""
+        return {TopicPartition(*tp) for tp in self._kafka_thread.assignment()}
+
+    def coordinator_trouble(self) -> str | None:
+        """Return why this worker is no member of its group any more, or None.
+
+        Faust never asks, so that for example a session timeout below the broker's minimum would
+        hang silently.
+        """
+        if not self.is_connected:
+            return None
+        coordinator = self._kafka_thread.kafka_consumer._coordinator
+        pending = getattr(coordinator, "_pending_exception", None)
+        if pending is not None:
+            return f"the group coordinator answered {pending!r}"
+        task = getattr(coordinator, "_coordination_task", None)
+        if task is not None and task.done():
+            return "the group coordination ended"
+        return None
+
+    # -- what subclasses call
+
+    async def resume(self, epoch: int, offsets: Mapping[TopicPartition, int]) -> bool:
+        """Start fetching at `offsets`; return False if the assignment changed meanwhile."""
+        self._outstanding = 0
+        self._active_epoch = epoch
+        return await self.in_thread(self._kafka_thread.resume(epoch, offsets))
+
+    async def commit_offsets(
+        self, epoch: int | None, offsets: Mapping[TopicPartition, int]
+    ) -> bool:
+        """Commit next offsets for Kafka's tools, if the epoch is still this one (None: always)."""
+        return await self.in_thread(self._kafka_thread.commit_offsets(epoch, offsets))
+
+    async def leave_group(self) -> None:
+        """Leave the consumer group, so that others get the partitions at once."""
+        if self.is_connected:
+            await self.in_thread(self._kafka_thread.leave_group())
+
+    async def in_thread(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Run a coroutine in the consumer thread's loop and return what it returns."""
+        loop = self._kafka_thread.thread_loop
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+    # -- backpressure
+
+    def wake(self) -> None:
+        """Let whoever waits for room look again."""
+        self._room.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until few enough chunks are under way, or the assignment changes."""
+        while self._outstanding >= OUTSTANDING_CHUNKS and self.is_active:
+            self._room.clear()
+            await self._room.wait()
+
+    def chunk_fetched(self, chunk: Chunk) -> None:
+        """Count a chunk that is on its way to the agent."""
+        if chunk.epoch == self._active_epoch:
+            self._outstanding += 1
+
+    def chunk_done(self, chunk: Chunk) -> None:
+        """Count a chunk that the agent has finished with."""
+        if chunk.epoch == self._active_epoch:
+            self._outstanding -= 1
+            self.wake()
+
+    # -- Faust's hooks
+
+    def _new_transport(self) -> _Transport:
+        return _Transport(self.conf.broker_consumer, self)
+
+    def _crash(self, reason: BaseException) -> None:
+        self.fail(f"Faust failed: {reason!r}")
+
+    def on_rebalance_end(self) -> None:
+        """Start activation: Faust's own part of the rebalance is done."""
+        super().on_rebalance_end()
+        tables: Any = self.tables
+        if not tables.recovery.signal_recovery_start.is_set():
+            asyncio.ensure_future(self._activate(self.epoch))
+
+    async def _activate(self, epoch: int) -> None:
+        try:
+            await self.activate(epoch)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - whatever it is, going on would lose records
+            self.fail(str(error) if isinstance(error, Exception) else repr(error))

@@ -1,0 +1,142 @@
+"""Publishing a flush: changed rows, dead letters and the mark, in one Kafka transaction.
+
+Each partition has a transactional id. Whoever initialises it shuts out every earlier holder, so a
+worker that lost the partition without noticing can write nothing any more.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from confluent_kafka import KafkaException, Producer
+
+from ledger.errors import LedgerError, UnreachableError
+from ledger.kafka import client_config
+
+logger = logging.getLogger(__name__)
+
+_STEP_TIMEOUT_S: Final = 10.0
+
+Headers = list[tuple[str, str | bytes | None]]
+
+
+class FencedError(LedgerError):
+    """Another worker has taken the partition over; nothing more can be published by this one."""
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """One record to publish; `partition` -1 leaves the choice to the partitioner."""
+
+    topic: str
+    partition: int
+    key: bytes
+    value: bytes | None
+    headers: Headers = field(default_factory=list)
+
+
+class Publisher:
+    """The one writer of a partition's outputs. Its methods block: call them in a thread."""
+
+    def __init__(self, bootstrap: str, transactional_id: str) -> None:
+        self._bootstrap = bootstrap
+        self._id = transactional_id
+        self._closing = False
+        self._producer = Producer(
+            {
+                **client_config(bootstrap),
+                "transactional.id": transactional_id,
+                "transaction.timeout.ms": 30_000,
+                "partitioner": "murmur2_random",
+                "compression.type": "lz4",
+                "linger.ms": 0,
+                "queue.buffering.max.messages": 1_000_000,
+            }
+        )
+
+    def acquire(self, timeout_s: float = 30.0) -> None:
+        """Shut out every earlier holder of the partition, and end what they left open.
+
+        Raises:
+            UnreachableError: the brokers did not answer in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self._producer.init_transactions(_STEP_TIMEOUT_S)
+                return
+            except KafkaException as error:
+                cause = error.args[0]
+                if not cause.retriable() or time.monotonic() > deadline or self._closing:
+                    raise UnreachableError("Kafka", self._bootstrap, cause.str()) from error
+
+    def close(self) -> None:
+        """Give up whatever is being published; the next holder ends an open transaction."""
+        self._closing = True
+
+    def publish(self, records: Iterable[Outgoing]) -> None:
+        """Publish all records, or none; returns when they are committed.
+
+        Brokers that do not answer are waited for.
+
+        Raises:
+            FencedError: another worker holds the partition now.
+        """
+        records = list(records)
+        while True:
+            try:
+                self._producer.begin_transaction()
+                for record in records:
+                    self._produce(record)
+                self._until_done(self._producer.commit_transaction)
+                return
+            except KafkaException as error:
+                cause = error.args[0]
+                if cause.fatal() or not cause.txn_requires_abort():
+                    raise FencedError(f"{self._id}: {cause.str()}.") from error
+                logger.warning("%s: the transaction is tried again: %s", self._id, cause.str())
+                try:
+                    self._until_done(self._producer.abort_transaction)
+                except KafkaException as worse:
+                    raise FencedError(f"{self._id}: {worse.args[0].str()}.") from worse
+
+    def _produce(self, record: Outgoing) -> None:
+        while True:
+            try:
+                self._producer.produce(
+                    record.topic,
+                    record.value,
+                    record.key,
+                    partition=record.partition,
+                    headers=record.headers,
+                )
+                return
+            except BufferError:
+                self._give_up_if_closing()
+                self._producer.poll(0.1)
+
+    def _until_done(self, step: Callable[[float], None]) -> None:
+        waiting_since = time.monotonic()
+        while True:
+            try:
+                step(_STEP_TIMEOUT_S)
+                return
+            except KafkaException as error:
+                cause = error.args[0]
+                if not cause.retriable():
+                    raise
+                self._give_up_if_closing()
+                logger.warning(
+                    "%s: Kafka did not answer for %.0f s (%s); waiting",
+                    self._id,
+                    time.monotonic() - waiting_since,
+                    cause.str(),
+                )
+
+    def _give_up_if_closing(self) -> None:
+        if self._closing:
+            raise FencedError(f"{self._id}: closed while publishing.")

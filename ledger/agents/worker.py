@@ -1,0 +1,390 @@
+"""The stream worker: a Faust app that owns partitions and folds what arrives into their state."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from aiokafka.structs import TopicPartition
+from confluent_kafka import KafkaException
+
+from ledger.agents.assignor import Progress
+from ledger.agents.chunked import Chunk, ChunkedApp
+from ledger.agents.owned import OwnedPartition, open_state
+from ledger.errors import LedgerError, MissingRecords, StateError, TopicError
+from ledger.events import INPUT_TOPICS
+from ledger.kafka import Cluster
+from ledger.projections.partition import Origin
+from ledger.settings import Settings
+from ledger.slots import Slot, take_slot
+from ledger.snapshots import Snapshots
+
+logger = logging.getLogger(__name__)
+
+SESSION_TIMEOUT_S: Final = 6.0
+"""The broker's minimum: how long the partitions of a worker that was killed lie idle."""
+_REVOKED_FLUSH_S: Final = 2.0  # no heartbeat is sent meanwhile
+_STOP_FLUSH_S: Final = 2.5
+_STOP_SNAPSHOT_S: Final = 1.0
+_LEAVE_S: Final = 1.0
+_STUCK_S: Final = 60.0
+_MOST_UNSETTLED: Final = 10  # times flush_records
+
+_T = TypeVar("_T")
+
+
+class LedgerApp(ChunkedApp):
+    """Owns partitions of the input topics, with one agent over all three."""
+
+    def __init__(self, name: str, *, settings: Settings, bootstrap: str, **options: Any) -> None:
+        super().__init__(name, **options)
+        self.settings = settings
+        self.cluster = Cluster(bootstrap, settings)
+        self.owned: dict[int, OwnedPartition] = {}
+        self._parked: dict[int, OwnedPartition] = {}  # open, but not ours to fold now
+        self._progress: Progress = {}
+        self._slot: Slot | None = None
+        self._origin: Origin | None = None
+        self._snapshots = Snapshots(settings.snapshot_dir, settings.topic_prefix)
+        self._executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ledger")
+        self._activation = asyncio.Lock()
+        self._closing = False
+        self._names = {settings.topic(name): name for name in INPUT_TOPICS}
+        self._background: set[asyncio.Task[Any]] = set()
+        self._beat = time.monotonic()
+
+    # -- starting
+
+    async def on_first_start(self) -> None:
+        """Prepare topics and the place on disk before Faust subscribes."""
+        parent = self.settings.state_dir / "worker"
+        try:
+            self._slot = take_slot(parent / (self.settings.topic_prefix or "default"))
+            await super().on_first_start()
+            self._origin = await self._in_executor(self.cluster.ensure_topics)
+        except (LedgerError, KafkaException, OSError) as error:
+            self.fail(str(error))
+            return
+        logger.info("worker in %s, Kafka at %s", self._slot.directory, self.cluster.bootstrap)
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._start(self._flush_forever())
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _in_executor(self, function: Callable[..., _T], *args: Any) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
+
+    # -- assignments
+
+    def progress(self) -> Progress:
+        """Return what local state has applied, for the assignor."""
+        return dict(self._progress)
+
+    def park(self) -> list[OwnedPartition]:
+        """Stop folding the owned partitions; their stores stay open. Returns them."""
+        parked = list(self.owned.values())
+        self.owned = {}
+        for owned in parked:
+            owned.epoch = -1
+            owned.room.set()
+            self._parked[owned.number] = owned
+        return parked
+
+    async def give_up(self) -> None:
+        """Flush and park what is owned: the partitions are being assigned anew."""
+        parked = self.park()
+        await self._flush_all(parked, _REVOKED_FLUSH_S)
+        for owned in parked:
+            owned.release()
+        with contextlib.suppress(TimeoutError):
+            # Before rejoining, while the group still knows our generation.
+            await asyncio.wait_for(self._commit(None, parked), _REVOKED_FLUSH_S)
+
+    async def activate(self, epoch: int) -> None:
+        """Open the assigned partitions' states and resume fetching where they end.
+
+        Raises:
+            MissingRecords: records between a state's watermark and the topic's start are gone.
+        """
+        async with self._activation:
+            if self.epoch != epoch or self._closing or self.is_active:
+                return
+            assigned = self.assigned()
+            numbers = sorted({where.partition for where in assigned})
+            wanted = {TopicPartition(topic, n) for topic in self._names for n in numbers}
+            if wanted != assigned:
+                raise TopicError(f"The topics were not assigned together: {sorted(assigned)}.")
+            origin = await self._in_executor(self.cluster.origin)
+            opened = await asyncio.gather(*(self._open(n, origin) for n in numbers))
+            if self.epoch == epoch:
+                await self._in_executor(self._check_bounds, opened)
+            if self.epoch != epoch or self._closing:
+                # Assigned anew meanwhile; the stores may still be of use.
+                self._parked.update((owned.number, owned) for owned in opened)
+                return
+            offsets = {
+                TopicPartition(self.settings.topic(topic), owned.number): offset
+                for owned in opened
+                for topic, offset in owned.partition.watermark.items()
+            }
+            for owned in opened:
+                owned.epoch = epoch
+                owned.expected = dict.fromkeys(INPUT_TOPICS, 0)
+                self.owned[owned.number] = owned
+                self._progress[owned.number] = sum(owned.settled.values())
+            left_over = [self._parked.pop(number) for number in list(self._parked)]
+            await self.resume(epoch, offsets)
+            for owned in left_over:
+                await self._in_executor(owned.close)
+            logger.info("folding partitions %s", ", ".join(map(str, numbers)) or "none")
+
+    async def _open(self, number: int, origin: Origin) -> OwnedPartition:
+        assert self._slot is not None
+        owned = self._parked.pop(number, None)
+        if owned is not None and (owned.lost or owned.partition.origin != origin):
+            await self._in_executor(owned.close)
+            owned = None
+        if owned is None:
+            store, partition = await self._in_executor(
+                open_state, self._slot.directory, number, origin, self._snapshots
+            )
+            owned = OwnedPartition(number, store, partition)
+        await self._in_executor(owned.acquire, self.cluster)
+        return owned
+
+    def _check_bounds(self, opened: list[OwnedPartition]) -> None:
+        slots = [(topic, owned.number) for owned in opened for topic in INPUT_TOPICS]
+        earliest, ends = self.cluster.earliest(slots), self.cluster.ends(slots)
+        for owned in opened:
+            for topic, offset in owned.partition.watermark.items():
+                first, last = earliest[topic, owned.number], ends[topic, owned.number]
+                if not first <= offset <= last:
+                    raise MissingRecords(topic, owned.number, offset, first, last)
+
+    # -- folding
+
+    async def fold(self, chunk: Chunk) -> None:
+        """Apply a chunk to its partition, unless the assignment changed since it was fetched."""
+        try:
+            owned = self.owned.get(chunk.partition)
+            if owned is None or not self._is_current(owned, chunk):
+                return
+            topic = self._names[chunk.topic]
+            if chunk.number != owned.expected[topic]:
+                raise StateError(
+                    f"{topic}:{chunk.partition}: chunk {owned.expected[topic]} before offset "
+                    f"{chunk.offset} was lost on its way to the agent. Start the worker again."
+                )
+            owned.expected[topic] += 1
+            owned.partition.apply(topic, chunk.records, chunk.next_offset)
+            owned.unsettled += len(chunk.records)
+            while (
+                owned.unsettled > _MOST_UNSETTLED * self.settings.flush_records
+                and self._is_current(owned, chunk)
+            ):
+                owned.room.clear()
+                await owned.room.wait()
+        finally:
+            self.chunk_done(chunk)
+
+    def _is_current(self, owned: OwnedPartition, chunk: Chunk) -> bool:
+        return (
+            owned.epoch == chunk.epoch == self.epoch
+            and not owned.lost
+            and self.owned.get(chunk.partition) is owned
+            and not self._closing
+        )
+
+    # -- flushing
+
+    async def _flush_forever(self) -> None:
+        try:
+            while not self._closing:
+                started = time.monotonic()
+                owned = list(self.owned.values())
+                await self._flush_all(owned, None)
+                if owned and not self._closing:
+                    await self._commit(self.epoch, owned)
+                    await self._snapshot_one(owned)
+                self._drop_lost()
+                await self._until_next_flush(started)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - without flushes nothing is durable
+            self.fail(f"The tables could not be flushed: {error!r}")
+
+    async def _until_next_flush(self, started: float) -> None:
+        """Wait for the interval, or less where many records wait to be published."""
+        interval = self.settings.flush_interval_s
+        while time.monotonic() - started < interval and not self._closing:
+            if any(o.unsettled >= self.settings.flush_records for o in self.owned.values()):
+                return
+            await asyncio.sleep(min(0.05, interval))
+
+    async def _flush_all(self, partitions: list[OwnedPartition], timeout_s: float | None) -> None:
+        flushes = asyncio.gather(*(o.flush(self.cluster, self._executor) for o in partitions))
+        try:
+            await asyncio.wait_for(flushes, timeout_s)
+        except TimeoutError:
+            logger.warning("Kafka is too slow to flush now; what is missing is folded again")
+            for owned in partitions:
+                owned.lost = True  # its freeze was not settled
+        for owned in partitions:
+            self._progress[owned.number] = sum(owned.settled.values())
+
+    def _drop_lost(self) -> None:
+        for number, owned in list(self.owned.items()):
+            if owned.lost:
+                del self.owned[number]
+                self._parked[number] = owned  # closed when the next assignment is known
+
+    async def _commit(self, epoch: int | None, partitions: list[OwnedPartition]) -> None:
+        offsets = {
+            TopicPartition(self.settings.topic(topic), owned.number): offset
+            for owned in partitions
+            if not owned.lost
+            for topic, offset in owned.settled.items()
+        }
+        if offsets:
+            await self.commit_offsets(epoch, offsets)
+
+    async def _snapshot_one(self, partitions: list[OwnedPartition]) -> None:
+        """Write one snapshot that is due; the others follow with the next flushes."""
+        for owned in partitions:
+            if owned.wants_snapshot(self.settings.snapshot_interval_s) and not owned.lost:
+                await self._snapshot(owned)
+                return
+
+    async def _snapshot(self, owned: OwnedPartition) -> None:
+        try:
+            await self._in_executor(
+                owned.write_snapshot, self._snapshots, self.settings.snapshots_kept
+            )
+        except OSError as error:
+            # Snapshots save time, nothing else depends on them.
+            owned.snapshot_at = time.monotonic()
+            logger.warning("partition %d: no snapshot could be written: %s", owned.number, error)
+
+    # -- stopping
+
+    async def on_stop(self) -> None:
+        """Flush, hand the partitions over and end the process."""
+        if self._closing:
+            return
+        self._closing = True
+        logger.info("stopping")
+        owned = list(self.owned.values())
+        await self._flush_all(owned, _STOP_FLUSH_S)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._last_snapshots(owned), _STOP_SNAPSHOT_S)
+        if self.is_connected:
+            with contextlib.suppress(TimeoutError, Exception):
+                await asyncio.wait_for(self._commit(self.epoch, owned), _LEAVE_S)
+            with contextlib.suppress(TimeoutError, Exception):
+                await asyncio.wait_for(self.leave_group(), _LEAVE_S)
+        logger.info("stopped")
+        _leave(0)  # state is durable; Faust's own way to stop would add nothing but time
+
+    async def _last_snapshots(self, partitions: list[OwnedPartition]) -> None:
+        for owned in partitions:
+            if owned.needs_snapshot() and not owned.lost:
+                await self._snapshot(owned)
+
+    def fail(self, sentence: str) -> Any:
+        """End the process with exit code 2; a supervisor starts it again."""
+        if not self._closing:
+            logger.critical("%s", sentence)
+            sys.stderr.write(f"error: {sentence}\n")
+        _leave(2)
+
+    # -- watching
+
+    def _watch(self) -> None:
+        """Notice what Faust does not: a stuck loop, a lost group, an assignment never activated."""
+        last = idle_since = self._beat = time.monotonic()
+        while not self._closing:
+            time.sleep(1)
+            now = time.monotonic()
+            if now - last > 5:  # the process was stopped for a while
+                idle_since = self._beat = now
+            last = now
+            with contextlib.suppress(RuntimeError):
+                self.loop.call_soon_threadsafe(self._tick)
+            if now - self._beat > _STUCK_S:
+                self.fail(f"The worker's loop did not move for {_STUCK_S:.0f} s.")
+            trouble = self.coordinator_trouble()
+            if trouble is not None and not self._closing:
+                self.fail(f"This worker is out of its consumer group: {trouble}.")
+            if self.is_connected and self.is_active and not self._lost_any():
+                idle_since = now
+            elif now - idle_since > _STUCK_S:
+                self.fail(f"No partitions could be taken for {_STUCK_S:.0f} s.")
+
+    def _tick(self) -> None:
+        self._beat = time.monotonic()
+
+    def _lost_any(self) -> bool:
+        return any(owned.lost for owned in list(self._parked.values()))
+
+
+def _leave(code: int) -> None:
+    logging.shutdown()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
+    """Return the worker's Faust app."""
+    app = LedgerApp(
+        f"{settings.topic_prefix}ledger",
+        settings=settings,
+        bootstrap=bootstrap,
+        broker=[f"kafka://{address}" for address in bootstrap.split(",")],
+        broker_client_id="ledger-worker",
+        broker_max_poll_records=settings.chunk_records,
+        broker_session_timeout=SESSION_TIMEOUT_S,
+        broker_heartbeat_interval=1.0,
+        broker_rebalance_timeout=15.0,
+        broker_request_timeout=30.0,
+        consumer_auto_offset_reset="none",
+        consumer_max_fetch_size=4 << 20,
+        datadir=settings.state_dir / "worker" / "faust",
+        store="memory://",
+        stream_buffer_maxsize=256,
+        stream_wait_empty=False,
+        stream_recovery_delay=0.0,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+
+    @app.on_partitions_revoked.connect
+    async def on_revoked(*_: Any, **__: Any) -> None:
+        await app.give_up()
+
+    @app.agent(app.chunks_of(*(settings.topic(name) for name in INPUT_TOPICS)), concurrency=1)
+    async def ledger(stream: Any) -> None:
+        """Fold each chunk; a failure ends the process, because Faust would go on without it."""
+        async for event in stream.events():
+            try:
+                await app.fold(event.value)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:  # noqa: BLE001
+                app.fail(f"{event.value.topic}:{event.value.partition}: {error!r}")
+
+    return app

@@ -1,0 +1,39 @@
+"""The Faust app of the stream worker: `ledger worker`, or `faust -A ledger.app worker`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from ledger.agents.worker import LedgerApp, create_app
+from ledger.settings import Settings, load_settings
+from ledger.stack import kafka_endpoint
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+def run_worker(settings: Settings, log_level: str = "info") -> None:
+    """Run one stream worker until it is told to stop; does not return.
+
+    Raises:
+        ConfigurationError: no Kafka is named and the local stack does not run.
+    """
+    import uvloop
+
+    uvloop.install()
+    application = create_app(settings, kafka_endpoint(settings))
+    logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    for noisy in ("faust", "mode", "aiokafka"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    worker = application.Worker(
+        loglevel=log_level, override_logging=False, redirect_stdouts=False, quiet=True
+    )
+    worker.execute_from_commandline()
+
+
+def __getattr__(name: str) -> LedgerApp:
+    """Make the app when Faust's command line asks for it, not when a test imports the module."""
+    if name == "app":
+        settings = load_settings()
+        return create_app(settings, kafka_endpoint(settings))
+    raise AttributeError(name)

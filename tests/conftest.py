@@ -1,0 +1,62 @@
+"""Fixtures of all tests: Hypothesis profiles, and one real Kafka and RabbitMQ per test run."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
+from pydantic import SecretStr
+
+from ledger.settings import Settings
+from ledger.stack import Endpoints, down, up
+
+hypothesis_settings.register_profile(
+    "default",
+    deadline=None,
+    max_examples=100,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+hypothesis_settings.register_profile(
+    "thorough", parent=hypothesis_settings.get_profile("default"), max_examples=2_000
+)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A developer's own ledger is never touched by a test."""
+    for name in list(os.environ):
+        if name.startswith("LEDGER_"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
+    """A real Kafka broker and a real RabbitMQ, started once and stopped at the end."""
+    settings = Settings(state_dir=tmp_path_factory.mktemp("stack"))
+    try:
+        yield up(settings, lambda line: print(line, file=sys.stderr))
+    finally:
+        down(settings, lambda _: None)
+
+
+@pytest.fixture
+def settings(stack: Endpoints, tmp_path: Path) -> Settings:
+    """Settings of a ledger of this test's own on the running stack."""
+    return Settings(
+        kafka=stack.kafka,
+        amqp=SecretStr(stack.amqp),
+        amqp_management=stack.management,
+        topic_prefix=f"t{uuid.uuid4().hex[:8]}-",
+        state_dir=tmp_path / "state",
+        partitions=8,
+        flush_interval_s=0.1,
+    )
