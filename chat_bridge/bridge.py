@@ -12,9 +12,11 @@ import contextlib
 import logging
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Final, TypeVar
 
+from confluent_kafka import KafkaException
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -36,15 +38,18 @@ from ledger.kafka import Cluster
 from ledger.projections.partition import Origin
 from ledger.settings import Settings
 
-STOP_WITHIN_S: Final = 4.0
+STOP_WITHIN_S: Final = 3.0
 """After a signal, what is in hand gets so long to be confirmed; then it is left for next time."""
 _IDLE_S: Final = 0.25
 _STALLED_S: Final = 60.0
 
+_A = TypeVar("_A")
+_R = TypeVar("_R")
+
 log = logging.getLogger(__name__)
 
 
-class NothingPublished(TopicError):
+class NothingPublished(TopicError):  # noqa: N818 - not an error for who can wait
     """The input topics do not exist yet."""
 
 
@@ -78,37 +83,48 @@ class Tally:
 class Session:
     """One life of both connections: all of it ends with the first error."""
 
-    def __init__(
-        self,
-        poster: Poster,
-        cluster: Cluster,
-        origin: Origin,
-        slot: Slot,
-        tally: Tally,
-    ) -> None:
-        self._poster = poster
-        self._cluster = cluster
-        self._origin = origin
+    def __init__(self, settings: Settings, kafka: str, amqp: str, slot: Slot, tally: Tally) -> None:
+        self._settings = settings
+        self._amqp = amqp
         self._slot = slot
         self._tally = tally
-        self._source = Source(cluster.bootstrap, cluster.settings, self._let_go)
+        self._source = Source(kafka, settings, self._let_go)
+        self._cluster = Cluster(kafka, settings)
+        self._poster: Poster
+        self._origin: Origin
         # Held while records are in hand: partitions are given away between steps only.
         self._hands = asyncio.Lock()
         self._identities: dict[int, StoredIdentity] = {}
         self._committed: dict[int, int] = {}
         self._epoch = 0
+        self._closing = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
-        """Join the group."""
-        await self._source.start()
+        """Connect to both servers and join the group.
+
+        Raises:
+            UnreachableError: one of them does not answer.
+            NothingPublished: there are no topics yet.
+            TopicError: the topics are not what the ledger needs.
+        """
+        self._closing.callback(self._close_identities)
+        self._closing.push_async_callback(self._source.close)
+        # First, because it fails fast and can be cancelled, which a thread cannot.
+        await self._source.connect()
+        self._origin = await _in_thread(_origin, self._cluster)
+        self._poster = await Poster.open(self._amqp, self._settings)
+        self._closing.push_async_callback(self._poster.close)
+        self._source.join()
 
     async def close(self) -> None:
         """Leave both servers; nothing that is in hand is stored."""
-        try:
-            await self._source.stop()
-        finally:
-            await self._poster.close()
-            self._close_identities()
+        await self._closing.aclose()
+
+    async def ends(self) -> dict[int, int]:
+        """Return the end offset of each partition of `fills` now."""
+        slots = [(FILLS, number) for number in range(self._origin.partitions)]
+        ends = await _in_thread(self._cluster.ends, slots)
+        return {number: end for (_, number), end in ends.items()}
 
     async def serve(self, stopping: asyncio.Event, ends: dict[int, int] | None) -> None:
         """Post until told to stop, or until all records before `ends` are posted by the group.
@@ -187,8 +203,8 @@ class Session:
             self._close_identities()
             numbers = self._source.assigned()
             slots = [(FILLS, number) for number in numbers]
-            earliest = await asyncio.to_thread(self._cluster.earliest, slots)
-            ends = await asyncio.to_thread(self._cluster.ends, slots)
+            earliest = await _in_thread(self._cluster.earliest, slots)
+            ends = await _in_thread(self._cluster.ends, slots)
             committed = {n: await self._source.committed(n) or 0 for n in numbers}
             if epoch != self._source.epoch:
                 return
@@ -273,11 +289,11 @@ class Bridge:
 
     async def _work(self, slot: Slot) -> None:
         while not self._stopping.is_set():
-            opened = await self._open(slot)
-            if opened is None:
+            session = await self._open(slot)
+            if session is None:
                 return
-            session, ends = opened
             try:
+                ends = await session.ends() if self._once else None
                 await session.serve(self._stopping, ends)
                 return
             except (ConnectionLost, UnreachableError) as error:
@@ -288,8 +304,8 @@ class Bridge:
                 await session.close()
             await self._pause(1.0)
 
-    async def _open(self, slot: Slot) -> tuple[Session, dict[int, int] | None] | None:
-        """Return a session on new connections, or None when told to stop before there was one."""
+    async def _open(self, slot: Slot) -> Session | None:
+        """Return a started session, or None when told to stop before there was one."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((UnreachableError, ConnectionLost, NothingPublished)),
             wait=wait_exponential_jitter(initial=0.5, max=10, jitter=0.5),
@@ -302,21 +318,14 @@ class Bridge:
             if self._stopping.is_set():
                 return None
             with attempt:
-                return await self._connect(slot)
+                session = Session(self._settings, self._kafka, self._amqp, slot, self.tally)
+                try:
+                    await session.start()
+                except BaseException:
+                    await session.close()
+                    raise
+                return session
         return None
-
-    async def _connect(self, slot: Slot) -> tuple[Session, dict[int, int] | None]:
-        cluster = Cluster(self._kafka, self._settings)
-        origin = await asyncio.to_thread(_origin, cluster)
-        ends = await asyncio.to_thread(_ends, cluster, origin) if self._once else None
-        poster = await Poster.open(self._amqp, self._settings)
-        session = Session(poster, cluster, origin, slot, self.tally)
-        try:
-            await session.start()
-        except BaseException:
-            await session.close()
-            raise
-        return session, ends
 
     async def _pause(self, seconds: float) -> None:
         """Wait, or less long when told to stop."""
@@ -338,18 +347,22 @@ async def run(settings: Settings, kafka: str, amqp: str, *, once: bool = False) 
             loop.remove_signal_handler(number)
 
 
+async def _in_thread(ask: Callable[[_A], _R], argument: _A) -> _R:
+    """Return what a blocking call to Kafka returns."""
+    try:
+        return await asyncio.to_thread(ask, argument)
+    except KafkaException as error:
+        raise ConnectionLost("Kafka", error.args[0].str()) from error
+
+
 def _origin(cluster: Cluster) -> Origin:
-    if not cluster.topics(INPUT_TOPICS):
+    if len(cluster.topics(INPUT_TOPICS)) < len(INPUT_TOPICS):
+        names = ", ".join(map(cluster.settings.topic, INPUT_TOPICS))
         raise NothingPublished(
-            f"No topic {cluster.settings.topic(FILLS)} at {cluster.bootstrap}: nothing was "
-            "published yet. 'ledger publish' and 'ledger worker' create the topics."
+            f"Not all of the topics {names} are at {cluster.bootstrap}: nothing was published "
+            "yet. 'ledger publish' and 'ledger worker' create them."
         )
     return cluster.origin()
-
-
-def _ends(cluster: Cluster, origin: Origin) -> dict[int, int]:
-    ends = cluster.ends((FILLS, number) for number in range(origin.partitions))
-    return {number: end for (_, number), end in ends.items()}
 
 
 def _say_why(state: RetryCallState) -> None:

@@ -7,6 +7,7 @@ Pure: the same facts make the same messages, byte for byte, whenever and by whic
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import msgspec
@@ -50,10 +51,10 @@ class Message:
         head = {"type": self.type, "message_id": self.message_id, "timestamp": self.timestamp}
         return _encode({**head, **self.fields})
 
-    def epoch_s(self) -> int | None:
-        """Return whole seconds since 1970 for AMQP's own time stamp, None for earlier times."""
+    def moment(self) -> datetime | None:
+        """Return the time in whole seconds, as AMQP has it, or None for one before 1970."""
         seconds = times.instant(self.timestamp)[0]
-        return seconds if seconds >= 0 else None
+        return datetime.fromtimestamp(seconds, UTC) if seconds >= 0 else None
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-import aio_pika
 from aio_pika import DeliveryMode, ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import (
@@ -14,6 +14,8 @@ from aio_pika.exceptions import (
     DeliveryError,
     PublishError,
 )
+from aiormq.abc import AbstractChannel as UnderlayChannel
+from pamqp.commands import Basic
 
 from chat_bridge.amqp import connect, lost_connections
 from chat_bridge.errors import ConnectionLost, RoomError
@@ -24,6 +26,7 @@ from ledger.settings import Settings
 WINDOW: Final = 256
 """How many messages may be unconfirmed at a time."""
 CONFIRM_TIMEOUT_S: Final = 60.0
+_CLOSE_TIMEOUT_S: Final = 1.0
 APP_ID: Final = "chat-bridge"
 
 
@@ -40,6 +43,7 @@ class Poster:
         self._settings = settings
         self._rooms: set[str] = set()
         self._channel: AbstractChannel
+        self._underlay: UnderlayChannel
         self._exchange: AbstractExchange
 
     @classmethod
@@ -64,8 +68,10 @@ class Poster:
         return self._connection.is_closed or self._channel.is_closed
 
     async def close(self) -> None:
-        """Close the connection."""
-        await self._connection.close()
+        """Close the connection; whether or not RabbitMQ hears of it, this ends soon."""
+        with contextlib.suppress(ConnectionLost), lost_connections():
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._connection.close()
 
     async def _declare_exchange(self) -> None:
         name = self._settings.topic(EXCHANGE)
@@ -74,6 +80,7 @@ class Poster:
                 publisher_confirms=True, on_return_raises=True
             )
             try:
+                self._underlay = await self._channel.get_underlay_channel()
                 self._exchange = await self._channel.declare_exchange(
                     name, ExchangeType.TOPIC, durable=True
                 )
@@ -114,46 +121,72 @@ class Poster:
             ConnectionLost: the connection broke; which messages were taken is not known.
         """
         await self.declare(dict.fromkeys(message.room for message in messages))
-        for start in range(0, len(messages), WINDOW):
-            window = messages[start : start + WINDOW]
-            with lost_connections():
-                outcomes = await asyncio.gather(
-                    *(self._publish(message) for message in window), return_exceptions=True
-                )
-                # What a room refused is worth more to know than that others were lost after it.
-                failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-                failures.sort(key=lambda failure: not isinstance(failure, RoomError))
+        window = asyncio.Semaphore(WINDOW)
+        tasks: list[asyncio.Task[None]] = []
+        failures: list[BaseException] = []
+
+        def note(task: asyncio.Task[None]) -> None:
+            window.release()
+            if task.cancelled():
+                failures.append(ConnectionLost("RabbitMQ", "the connection was closed"))
+            elif (error := task.exception()) is not None:
+                failures.append(error)
+
+        try:
+            for message in messages:
+                await window.acquire()
                 if failures:
-                    raise failures[0]
+                    break
+                # Tasks begin in the order in which they are made, and the channel's lock is fair:
+                # so messages reach RabbitMQ in this order.
+                task = asyncio.create_task(self._publish(message))
+                task.add_done_callback(note)
+                tasks.append(task)
+            if tasks:
+                await asyncio.wait(tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        if failures:
+            # What a room refused is worth more to know than that others were lost after it.
+            raise min(failures, key=lambda failure: not isinstance(failure, RoomError))
 
     async def _publish(self, message: Message) -> None:
         if self.is_closed:
             raise ConnectionLost("RabbitMQ", "the connection was closed")
-        try:
-            await self._exchange.publish(
-                aio_pika.Message(
+        with lost_connections():
+            try:
+                await self._underlay.basic_publish(
                     message.body(),
-                    content_type="application/json",
-                    content_encoding="utf-8",
-                    delivery_mode=DeliveryMode.PERSISTENT,
-                    message_id=message.message_id,
-                    timestamp=message.epoch_s(),
-                    type=message.type,
-                    app_id=APP_ID,
-                ),
-                routing_key=message.room,
-                mandatory=True,
-                timeout=CONFIRM_TIMEOUT_S,
-            )
-        except PublishError as error:
-            raise RoomError(
-                message.room,
-                f"RabbitMQ returned {message.message_id}: no queue is bound to the room's name. "
-                "Was it deleted just now? Start the bridge again, it declares the room anew.",
-            ) from error
-        except DeliveryError as error:
-            raise RoomError(
-                message.room,
-                f"RabbitMQ refused {message.message_id} (nack). See its log for why, "
-                "then start the bridge again.",
-            ) from error
+                    exchange=self._exchange.name,
+                    routing_key=message.room,
+                    properties=_properties(message),
+                    mandatory=True,
+                    timeout=CONFIRM_TIMEOUT_S,
+                    wait=WAIT,
+                )
+            except PublishError as error:
+                raise RoomError(
+                    message.room,
+                    f"RabbitMQ returned {message.message_id}: no queue is bound to the room's "
+                    "name. Was it deleted just now? Start the bridge again, it makes it anew.",
+                ) from error
+            except DeliveryError as error:
+                raise RoomError(
+                    message.room,
+                    f"RabbitMQ refused {message.message_id} (nack). See its log for why, "
+                    "then start the bridge again.",
+                ) from error
+
+
+WAIT=False
+def _properties(message: Message) -> Basic.Properties:
+    return Basic.Properties(
+        content_type="application/json",
+        content_encoding="utf-8",
+        delivery_mode=DeliveryMode.PERSISTENT.value,
+        message_id=message.message_id,
+        timestamp=message.moment(),
+        message_type=message.type,
+        app_id=APP_ID,
+    )

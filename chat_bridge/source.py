@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ _SESSION_MS: Final = 6_000
 """The shortest that brokers allow: so soon another bridge takes over from one that was killed."""
 _CHUNK_RECORDS: Final = 2_000
 _REQUEST_TIMEOUT_S: Final = 30.0
+_CLOSE_TIMEOUT_S: Final = 1.0
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +50,7 @@ class Source:
     def __init__(
         self, bootstrap: str, settings: Settings, before_revoke: Callable[[], Awaitable[None]]
     ) -> None:
-        """Name the servers; `start` joins the group.
+        """Name the servers; nothing is sent before `connect`.
 
         Args:
             bootstrap: Kafka's bootstrap servers.
@@ -74,8 +76,8 @@ class Source:
             request_timeout_ms=15_000,
         )
 
-    async def start(self) -> None:
-        """Join the group.
+    async def connect(self) -> None:
+        """Find the servers.
 
         Raises:
             UnreachableError: Kafka does not answer.
@@ -83,13 +85,17 @@ class Source:
         try:
             await self._consumer.start()
         except (KafkaError, OSError, TimeoutError) as error:
-            await self.stop()
             raise UnreachableError("Kafka", self.bootstrap, describe(error)) from error
+
+    def join(self) -> None:
+        """Join the group, which takes its time; `epoch` changes when there are partitions."""
         self._consumer.subscribe([self.topic], listener=_Listener(self))
 
-    async def stop(self) -> None:
-        """Leave the group."""
-        await self._consumer.stop()
+    async def close(self) -> None:
+        """Leave the group; whether or not Kafka hears of it, this ends soon."""
+        with contextlib.suppress(KafkaError, TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._consumer.stop()
 
     def assigned(self) -> list[int]:
         """Return the partitions that are this process's now."""

@@ -12,7 +12,8 @@ from decimal import Context, Decimal, DivisionByZero, Inexact, InvalidOperation,
 EXACT = Context(prec=200, traps=[Inexact, InvalidOperation, DivisionByZero, Overflow])
 ZERO = Decimal(0)
 
-# A context of our own, not the thread's: the result does not depend on who calls.
+# A context of our own, not the thread's: the result does not depend on who calls. Mind that the
+# operators, unary minus included, use the thread's: write `subtract`, or `value.copy_negate()`.
 add = EXACT.add
 subtract = EXACT.subtract
 multiply = EXACT.multiply

@@ -28,6 +28,7 @@ def run_worker(settings: Settings, log_level: str = "info") -> None:
     worker = application.Worker(
         loglevel=log_level, override_logging=False, redirect_stdouts=False, quiet=True
     )
+    worker.spinner = None  # nothing but results goes to stdout
     worker.execute_from_commandline()
 
 

@@ -6,11 +6,12 @@ where that does not match is each field looked at on its own, to accept the rare
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from functools import reduce
 from operator import attrgetter, or_
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import UNSET
@@ -46,6 +47,32 @@ def field_forms(cls: type[Event]) -> dict[str, tuple[Form, bool]]:
     return forms
 
 
+def refuse_repeated_names(value: bytes) -> dict[str, Any]:
+    """Return a JSON object's fields.
+
+    Raises:
+        InvalidRecord: a name stands in it twice; which value counts would be up to the reader.
+        ValueError: it is not JSON.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            raise InvalidRecord("form", "a field is given twice")
+        return fields
+
+    fields: dict[str, Any] = json.loads(value, object_pairs_hook=once)
+    return fields
+
+
+def _choices(cls: type[Event]) -> list[str]:
+    hints = get_type_hints(cls)
+    return [n for n, hint in hints.items() if get_origin(hint) is Literal and n != "version"]
+
+
+_CHOICES = {cls: _choices(cls) for cls in TOPIC_OF_TYPE}
+
+
 class _Checker:
     """Checks the texts of one event class."""
 
@@ -63,14 +90,24 @@ class _Checker:
             if optional
         ]
         self._crossed = cls in _CROSS_CHECKED
+        # Two quotes around each name and each text, those of `type` included.
+        texts = len(required) + 1
+        numbers = len(cls.__struct_fields__) - len(self._forms) - len(_CHOICES[cls])
+        self._quotes = 2 * (2 * (texts + len(_CHOICES[cls])) + numbers)
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: Event, value: bytes) -> None:
         if self._sure(_SEPARATOR.join(self._texts(event))) is None:
             self._one_by_one(event)
+        quotes = self._quotes
         for name, sure in self._optional:
             text = getattr(event, name)
-            if text is not UNSET and sure(text) is None:
-                self._one_by_one(event)
+            if text is not UNSET:
+                quotes += 4
+                if sure(text) is None:
+                    self._one_by_one(event)
+        if value.count(b'"') != quotes:
+            # There are escaped quotes, or a name is given twice and readers may differ.
+            refuse_repeated_names(value)
         if self._crossed:
             problem = contradiction(event)
             if problem is not None:
@@ -112,7 +149,7 @@ def _decoder(topic: str) -> Callable[[bytes | None], AnyEvent]:
             raise _why(topic, value, error) from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRecord("json", f"not JSON in UTF-8: {error}") from error
-        _CHECKERS[type(event)](event)
+        _CHECKERS[type(event)](event, value)
         return event
 
     return decode

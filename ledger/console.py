@@ -115,7 +115,9 @@ def print_table(
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(harmless(str(cell)).replace("\n", "\\n")) for cell in row))
-    out.print(table, soft_wrap=False, width=None if out.is_terminal else _WIDE)
+    where = out if out.is_terminal else Console(highlight=False, emoji=False, width=_WIDE)
+    where.print(table)
+    where.print()
 
 
 @contextmanager

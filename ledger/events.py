@@ -36,7 +36,11 @@ INPUT_TOPICS: Final = (ORDERS, FILLS, TRANSFERS)
 _ASSET = r"[A-Za-z0-9@_]{1,32}"
 _UNSIGNED = r"(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,18})?"
 _AMOUNT = r"-?" + _UNSIGNED
-_SURE_TIME = times.RFC3339.replace("(?:0[1-9]|[12][0-9]|3[01])", "(?:0[1-9]|1[0-9]|2[0-8])")
+# Times of which no date is to be looked at: days that every month has, years far from the ends.
+_SURE_TIME = times.RFC3339.replace(
+    "[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])",
+    "[1-8][0-9]{3}-(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])",
+)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def fill_entry(
     if fee > 0:
         entry.append((account, FEES, fee_asset, fee))
     elif fee < 0:
-        entry.append((FEES, account, fee_asset, -fee))
+        entry.append((FEES, account, fee_asset, fee.copy_negate()))
     return entry
 
 
@@ -82,7 +82,7 @@ def transfer_entry(event: TransferEvent) -> JournalEntry:
     assert type(event) is Adjusted
     if amount > 0:
         return [(ADJUSTMENTS, account, asset, amount)]
-    return [(account, ADJUSTMENTS, asset, -amount)]
+    return [(account, ADJUSTMENTS, asset, amount.copy_negate())]
 
 
 def reversed_entry(entry: JournalEntry) -> JournalEntry:

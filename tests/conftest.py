@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import os
 import sys
 import uuid
@@ -19,7 +20,7 @@ from ledger.stack import Endpoints, down, up
 hypothesis_settings.register_profile(
     "default",
     deadline=None,
-    max_examples=100,
+    max_examples=60,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -36,6 +37,14 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
         if name.startswith("LEDGER_"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_rounded_by_accident() -> Iterator[None]:
+    """Arithmetic in the thread's own context, rather than the exact one, fails when it rounds."""
+    with decimal.localcontext() as context:
+        context.traps[decimal.Inexact] = True
+        yield
 
 
 @pytest.fixture(scope="session")

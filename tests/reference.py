@@ -203,12 +203,21 @@ def _integer(digits: str) -> int | None:
     return int(digits) if len(digits) <= 30 else None
 
 
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    if len(dict(pairs)) < len(pairs):
+        raise InvalidRecordError("a name is given twice")
+    return dict(pairs)
+
+
 def _fields(value: bytes | None) -> dict[str, object]:
     if value is None:
         raise InvalidRecordError("no value")
     try:
         fields: object = json.loads(
-            value.decode("utf-8"), parse_constant=_refuse_constant, parse_int=_integer
+            value.decode("utf-8"),
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            object_pairs_hook=_each_once,
         )
     except (ValueError, RecursionError) as error:
         raise InvalidRecordError("not JSON in UTF-8") from error
@@ -694,7 +703,7 @@ class Reference:
                     continue
                 for asset, (debits, credits_, hold) in rows.items():
                     balance = credits_ - debits
-                    if balance < 0 or balance - hold < 0:
+                    if balance < 0:
                         cases["overdrawn"].add((account, asset))
         return cases
 

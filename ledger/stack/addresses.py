@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ledger.errors import ConfigurationError, StackError
 from ledger.settings import Settings
@@ -23,7 +23,7 @@ class Endpoints:
     """
 
     kafka: str
-    amqp: str
+    amqp: str = field(repr=False)  # a password does not belong in logs
     management: str | None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import socket
 import threading
 import urllib.request
@@ -60,8 +61,9 @@ def make_and_delete_stream(url: str, name: str, timeout_s: float) -> str | None:
     """Return None once a stream of this name was declared and deleted, else what went wrong."""
 
     async def make_and_delete(channel: AbstractChannel) -> None:
-        arguments = {"x-queue-type": "stream"}
-        queue = await channel.declare_queue(name, durable=True, arguments=arguments)
+        queue = await channel.declare_queue(
+            name, durable=True, arguments={"x-queue-type": "stream"}
+        )
         await queue.delete(if_unused=False, if_empty=False)
 
     return _with_channel(url, timeout_s, make_and_delete)
@@ -83,6 +85,7 @@ def _with_channel(url: str, timeout_s: float, task: ChannelTask) -> str | None:
 async def _open_channel(url: str, timeout_s: float, task: ChannelTask) -> str | None:
     import aio_pika
 
+    logging.getLogger("aiormq.connection").addFilter(_silent)
     try:
         async with asyncio.timeout(timeout_s):
             connection = await aio_pika.connect(url)
@@ -94,7 +97,14 @@ async def _open_channel(url: str, timeout_s: float, task: ChannelTask) -> str | 
         return f"no answer within {timeout_s:.0f} s"
     except (aio_pika.exceptions.AMQPError, OSError, ValueError) as error:
         return " ".join(str(error).split()) or type(error).__name__
+    finally:
+        logging.getLogger("aiormq.connection").removeFilter(_silent)
     return None
+
+
+def _silent(_: logging.LogRecord) -> bool:
+    """Drop a log record: that a server does not answer is this module's result, not its log."""
+    return False
 
 
 async def _nothing(_: AbstractChannel) -> None:

@@ -94,7 +94,7 @@ class KafkaServer:
         if not ready:
             what = "did not answer in time" if process.is_running() else "ended while starting"
             raise StackError(
-                f"Kafka {what}: {last_meaningful_line(self.logs)} (log: {self.logs[0]})"
+                f"Kafka {what}: {last_meaningful_line(self.logs[::-1])} (log: {self.logs[0]})"
             )
 
     def answers(self, record: KafkaRecord) -> bool:

@@ -138,7 +138,7 @@ class RabbitServer:
         else:
             what = "did not answer in time" if process.is_running() else "ended while starting"
             raise StackError(
-                f"RabbitMQ {what}: {last_meaningful_line(self.logs)} (log: {self.logs[0]})"
+                f"RabbitMQ {what}: {last_meaningful_line(self.logs[::-1])} (log: {self.logs[0]})"
             )
 
     def answers(self, record: RabbitRecord) -> bool:
@@ -209,12 +209,10 @@ class RabbitServer:
             RABBITMQ_ADVANCED_CONFIG_FILE=os.path.join(here, "none.config"),
             RABBITMQ_GENERATED_CONFIG_DIR=os.path.join(here, "generated"),
             RABBITMQ_SCHEMA_DIR=os.path.join(here, "schema"),
-            # Relative to the working directory, since RabbitMQ 3.10 asks `df` about the data
-            # directory without quoting its name: a space in it would switch off the disk alarm.
-            RABBITMQ_MNESIA_BASE="data",
-            RABBITMQ_MNESIA_DIR="data/node",
-            RABBITMQ_QUORUM_DIR="data/node/quorum",
-            RABBITMQ_STREAM_DIR="data/node/stream",
+            RABBITMQ_MNESIA_BASE=os.path.join(here, "data"),
+            RABBITMQ_MNESIA_DIR=os.path.join(here, "data", "node"),
+            RABBITMQ_QUORUM_DIR=os.path.join(here, "data", "node", "quorum"),
+            RABBITMQ_STREAM_DIR=os.path.join(here, "data", "node", "stream"),
             RABBITMQ_FEATURE_FLAGS_FILE=os.path.join(here, "data", "feature_flags"),
             RABBITMQ_PLUGINS_EXPAND_DIR=os.path.join(here, "data", "plugins"),
             RABBITMQ_ENABLED_PLUGINS_FILE=os.path.join(here, "enabled_plugins"),

@@ -1,0 +1,246 @@
+"""The audit behind `ledger check`: do the books balance, and do the tables say what the topics say.
+
+One rebuild serves both questions. It stops at the watermark that each partition's tables were
+published at, compares them row by row, and goes on to the end of the topics for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from ledger import digests
+from ledger.amounts import plain
+from ledger.errors import MissingRecords
+from ledger.events import INPUT_TOPICS, RULES_VERSION
+from ledger.flags import Flag, Tally, all_cases, tally
+from ledger.kafka import BALANCES, Cluster, Slot
+from ledger.positions import Watermarks
+from ledger.projections.accounts import Texts
+from ledger.projections.partition import Counts, Origin, Partition, Watermark
+from ledger.published import (
+    Mark,
+    PublishedPartition,
+    add_counts,
+    conservation,
+    read_published,
+    totals,
+)
+from ledger.rebuild import Rebuilder, watermarks_json
+
+DIFFERENCES_SHOWN: Final = 100
+"""How many differences are kept to be shown; all are counted."""
+
+Kind = Literal["rules_version", "topic_ids", "mark", "state_digest", "counts", "row"]
+"""What differs: what the tables were made by or from, a mark missing beside rows, the state's
+digest or counts, or one row."""
+
+_TOTALS: Final = ("debits", "credits", "hold")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing of which tables and topics say otherwise; None where one side has nothing."""
+
+    partition: int
+    kind: Kind
+    published: Any
+    rebuilt: Any
+    account: str | None = None
+    asset: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the difference as `--json` prints it."""
+        where = {} if self.account is None else {"account": self.account, "asset": self.asset}
+        return {
+            "partition": self.partition,
+            "kind": self.kind,
+            **where,
+            "published": self.published,
+            "rebuilt": self.rebuilt,
+        }
+
+
+@dataclass
+class Tables:
+    """How the published tables compare with the topics.
+
+    Attributes:
+        compared: the partitions whose tables were compared, at their own watermark.
+        unpublished: the partitions that have records but no tables yet.
+        behind_records: how many offsets of the topics no table covers yet.
+        count: how many differences there are; the first ones are in `differences`.
+    """
+
+    compared: list[int] = field(default_factory=list)
+    unpublished: list[int] = field(default_factory=list)
+    behind_records: int = 0
+    count: int = 0
+    differences: list[Difference] = field(default_factory=list)
+
+    def add(self, differences: Iterator[Difference]) -> None:
+        """Count differences, and keep the first."""
+        for difference in differences:
+            self.count += 1
+            if len(self.differences) < DIFFERENCES_SHOWN:
+                self.differences.append(difference)
+
+    @property
+    def match(self) -> bool:
+        """Whether nothing differs. Tables that are behind still match."""
+        return self.count == 0
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the audit found; everything but `tables` holds at `watermarks`, the topics' ends."""
+
+    watermarks: Watermarks
+    state_digest: str
+    conservation: dict[str, str]
+    tables: Tables
+    flags: dict[Flag, Tally]
+    counts: Counts
+
+    @property
+    def balanced(self) -> bool:
+        """Whether debits equal credits in every asset."""
+        return all(rest == "0" for rest in self.conservation.values())
+
+    @property
+    def passed(self) -> bool:
+        """Whether books and tables are right; flags do not count."""
+        return self.balanced and self.tables.match
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `ledger check --json` prints of it."""
+        return {
+            "passed": self.passed,
+            "books": {"balanced": self.balanced, "conservation": self.conservation},
+            "tables": {
+                "match": self.tables.match,
+                "partitions": len(self.tables.compared),
+                "unpublished": self.tables.unpublished,
+                "behind_records": self.tables.behind_records,
+                "difference_count": self.tables.count,
+                "differences": [one.as_json() for one in self.tables.differences],
+            },
+            "flags": {flag: found.as_json(flag) for flag, found in self.flags.items()},
+            "counts": self.counts,
+            "watermarks": watermarks_json(self.watermarks),
+            "state_digest": self.state_digest,
+        }
+
+
+class Auditor:
+    """Prepares and runs one audit of a ledger."""
+
+    def __init__(self, cluster: Cluster, rebuilder: Rebuilder, origin: Origin) -> None:
+        self._cluster = cluster
+        self._rebuilder = rebuilder
+        self._origin = origin
+
+    def run(self) -> Audit:
+        """Return what is right and what is not.
+
+        Raises:
+            MissingRecords: the tables cover records that the topics no longer have, or records
+                that are needed are gone.
+        """
+        published = read_published(self._cluster, range(self._origin.partitions))
+        ends = self._rebuilder.ends()
+        tables = Tables()
+        start = self._start(published, ends, tables)
+
+        def compare(partition: Partition) -> None:
+            if partition.number in tables.compared:
+                tables.add(_compare(partition, published[partition.number]))
+
+        rebuilt = self._rebuilder.rebuild(start, ends, at_start=compare).partitions
+        partitions = list(rebuilt.values())
+        sums = totals(row for partition in partitions for row in partition.balances())
+        return Audit(
+            watermarks=ends,
+            state_digest=digests.ledger_digest(one.state_digest() for one in partitions),
+            conservation={asset: plain(rest) for asset, rest in conservation(sums).items()},
+            tables=tables,
+            flags=tally(all_cases(partitions)),
+            counts=add_counts(partition.counts for partition in partitions),
+        )
+
+    def _start(
+        self, published: Mapping[int, PublishedPartition], ends: Watermarks, tables: Tables
+    ) -> Watermarks:
+        """Return where to compare: at each mark, or at the end where there is nothing to compare.
+
+        What can be said of the tables without the topics' records is noted in `tables`.
+        """
+        start: Watermarks = {}
+        for number, found in published.items():
+            start[number] = ends[number]
+            mark = found.mark
+            refused = list(_refused(number, found, self._origin))
+            tables.add(iter(refused))
+            if mark is None or refused:
+                behind = sum(ends[number].values())
+                if behind and not refused:
+                    tables.unpublished.append(number)
+            else:
+                self._require_records(number, mark.watermark, ends[number])
+                start[number] = dict(mark.watermark)
+                tables.compared.append(number)
+                behind = sum(ends[number][t] - mark.watermark[t] for t in INPUT_TOPICS)
+            tables.behind_records += behind
+        return start
+
+    def _require_records(self, number: int, mark: Watermark, end: Watermark) -> None:
+        for topic in INPUT_TOPICS:
+            if mark[topic] > end[topic]:
+                slot: Slot = (topic, number)
+                earliest = self._cluster.earliest([slot])[slot]
+                raise MissingRecords(topic, number, mark[topic], earliest, end[topic])
+
+
+def _refused(number: int, found: PublishedPartition, origin: Origin) -> Iterator[Difference]:
+    """Yield why tables cannot be compared: made by other rules or from other topics."""
+    mark = found.mark
+    if mark is None:
+        if found.accounts:
+            rows = f"{len(found.accounts)} accounts in {BALANCES}:{number} without a mark"
+            yield Difference(number, "mark", rows, None)
+        return
+    if mark.rules_version != RULES_VERSION:
+        yield Difference(number, "rules_version", mark.rules_version, RULES_VERSION)
+    if mark.topic_ids != origin.topic_ids:
+        yield Difference(number, "topic_ids", mark.topic_ids, origin.topic_ids)
+    if set(mark.watermark) != set(INPUT_TOPICS):
+        yield Difference(number, "mark", mark.watermark, None)
+
+
+def _compare(partition: Partition, found: PublishedPartition) -> Iterator[Difference]:
+    number, mark = partition.number, found.mark
+    assert isinstance(mark, Mark)
+    digest = partition.state_digest()
+    if mark.state_digest != digest:
+        yield Difference(number, "state_digest", mark.state_digest, digest)
+    if mark.counts != partition.counts:
+        counts = {topic: dict(verdicts) for topic, verdicts in partition.counts.items()}
+        yield Difference(number, "counts", mark.counts, counts)
+    unseen = dict(found.accounts)
+    for account, texts in partition.balances():
+        yield from _rows_differ(number, account, unseen.pop(account, {}), texts)
+    for account, texts in unseen.items():
+        yield from _rows_differ(number, account, texts, {})
+
+
+def _rows_differ(number: int, account: str, left: Texts, right: Texts) -> Iterator[Difference]:
+    if left == right:
+        return
+    for asset in sorted(left.keys() | right.keys()):
+        if left.get(asset) != right.get(asset):
+            yield Difference(number, "row", _row(left, asset), _row(right, asset), account, asset)
+
+
+def _row(texts: Texts, asset: str) -> dict[str, str] | None:
+    return dict(zip(_TOTALS, texts[asset], strict=True)) if asset in texts else None

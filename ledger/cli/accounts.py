@@ -1,0 +1,286 @@
+"""The commands about accounts: `balances`, `orders`, `statement`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from ledger import console, times
+from ledger.amounts import ZERO, plain
+from ledger.cli.shared import AsJson, connect, counts_line, rebuilder_of, state_at, watermark_line
+from ledger.errors import StateError
+from ledger.events import INPUT_TOPICS
+from ledger.flags import order_cases
+from ledger.journal import is_system
+from ledger.kafka import BALANCES, Cluster
+from ledger.partitioner import partition_of
+from ledger.positions import LATEST, Limits, Watermarks, is_time, parse_positions
+from ledger.projections.orders import Order
+from ledger.projections.partition import Counts, Partition
+from ledger.published import Totals, add_counts, read_published, totals
+from ledger.rebuild import Rebuilder, watermarks_json
+from ledger.settings import load_settings
+from ledger.statement import running, statement
+
+Account = Annotated[str, typer.Argument(help="A customer's or a system account such as @fees.")]
+
+
+# -- balances
+
+
+@dataclass(frozen=True)
+class _Balances:
+    """Balances, and what they were made of."""
+
+    totals: Totals
+    watermarks: Watermarks
+    counts: Counts
+
+
+def balances(
+    account: Annotated[
+        str | None,
+        typer.Argument(help="Only this account; system accounts are @clearing, @fees, …"),
+    ] = None,
+    asset: Annotated[str | None, typer.Option(help="Only this asset.")] = None,
+    at: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WATERMARK|TIME",
+            help="As of N, TOPIC=N or TOPIC:PARTITION=N (next offsets; comma-separated or "
+            "repeated; partitions not named: their end), or of the records before an RFC 3339 "
+            "time. Computed from snapshots and topics.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show balances, as the workers published them last.
+
+    Balance is credits less debits; available is the balance less what open orders hold. Before
+    anything was published there are none.
+    """
+    cluster = connect(load_settings())
+    found = _rebuilt_balances(cluster, at, as_json) if at else _published_balances(cluster, as_json)
+    rows = [
+        total.as_json(name, what)
+        for (name, what), total in found.totals.items()
+        if account in (None, name) and asset in (None, what)
+    ]
+    if as_json:
+        console.print_json(
+            {
+                "balances": rows,
+                "watermarks": watermarks_json(found.watermarks),
+                "counts": found.counts,
+            }
+        )
+        return
+    columns = ("account", "asset", "balance", "hold", "available", "debits", "credits")
+    if rows:
+        console.print_table("Balances", columns, ([*row.values()] for row in rows), columns[2:])
+    else:
+        console.out.print("No balances.")
+    console.say(f"Watermark: {watermark_line(found.watermarks) or 'nothing is published yet'}.")
+    console.say(f"Records: {counts_line(found.counts)}.")
+
+
+def _published_balances(cluster: Cluster, quiet: bool) -> _Balances:
+    shapes = cluster.topics((*INPUT_TOPICS, BALANCES))
+    topic_ids: dict[str, str] | None = None
+    if all(topic in shapes for topic in INPUT_TOPICS):
+        topic_ids = cluster.origin().topic_ids
+    partitions = range(max((shape.partitions for shape in shapes.values()), default=0))
+    with console.progress("Reading tables", None, quiet=quiet) as move:
+        published = read_published(cluster, partitions, move)
+    marks = {number: found.mark for number, found in published.items() if found.mark is not None}
+    for number, mark in marks.items():
+        if topic_ids is not None and mark.topic_ids != topic_ids:
+            raise StateError(
+                f"{BALANCES}:{number} holds the tables of other input topics than the ones in "
+                "use. Delete the topic, then start a worker: it publishes the tables anew."
+            )
+    return _Balances(
+        totals(row for found in published.values() for row in found.accounts.items()),
+        {
+            number: dict(marks[number].watermark)
+            if number in marks
+            else dict.fromkeys(INPUT_TOPICS, 0)
+            for number in partitions
+        },
+        add_counts(mark.counts for mark in marks.values()),
+    )
+
+
+def _rebuilt_balances(cluster: Cluster, at: Sequence[str], quiet: bool) -> _Balances:
+    origin = cluster.origin()
+    end = _watermarks(rebuilder_of(cluster, origin), at)
+    partitions = state_at(cluster, origin, end, quiet=quiet).partitions.values()
+    return _Balances(
+        totals(row for partition in partitions for row in partition.balances()),
+        end,
+        add_counts(partition.counts for partition in partitions),
+    )
+
+
+def _watermarks(rebuilder: Rebuilder, at: Sequence[str]) -> Watermarks:
+    ends = rebuilder.ends()
+    if len(at) == 1 and is_time(at[0]):
+        return rebuilder.at_time(at[0], ends, "--at")
+    return parse_positions(at, Limits(rebuilder.earliest(), ends), LATEST, "--at")
+
+
+# -- orders
+
+
+def orders(
+    account: Annotated[str, typer.Argument(help="A customer's account.")],
+    only_open: Annotated[bool, typer.Option("--open", help="Only open orders.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show an account's orders: terms, fills, holds and what is flagged.
+
+    Computed from snapshots and the topics up to their end; no worker needs to run.
+    """
+    partitions, watermarks = _state_of(account, as_json)
+    rows = [
+        _order_json(partition, order)
+        for partition in partitions
+        for order in _by_time(partition.orders(account))
+    ]
+    if only_open:
+        rows = [row for row in rows if row["status"] == "open"]
+    if as_json:
+        document = {"account": account, "orders": rows, "watermarks": watermarks_json(watermarks)}
+        console.print_json(document)
+        return
+    columns = (
+        "order_id", "instrument", "side", "order_type", "status", "quantity", "limit_price",
+        "filled", "remaining", "hold", "hold_asset", "flags",
+    )  # fmt: skip
+    if rows:
+        cells = ([_cell(row[column]) for column in columns] for row in rows)
+        numbers = ("quantity", "limit_price", "filled", "remaining", "hold")
+        console.print_table(f"Orders of {account}", columns, cells, numbers)
+    else:
+        console.out.print("No open orders." if only_open else "No orders.")
+    console.say(f"Watermark: {watermark_line(watermarks)}.")
+
+
+def _by_time(found: Any) -> list[Order]:
+    def moment(order: Order) -> tuple[bool, times.Instant, str]:
+        placed = order.placed
+        at = (0, "") if placed is None else times.instant(placed.occurred_at)
+        return placed is None, at, order.order_id
+
+    return sorted(found, key=moment)
+
+
+def _status(order: Order) -> str:
+    """Return an order's status; one that is filled stays so, whatever came after."""
+    if order.rejected is not None:
+        return "rejected"
+    if order.placed is not None and order.is_complete():
+        return "filled"
+    if order.cancelled is not None:
+        return "cancelled"
+    return "unknown" if order.placed is None else "open"
+
+
+def _order_json(partition: Partition, order: Order) -> dict[str, Any]:
+    placed, closed = order.placed, order.rejected or order.cancelled
+    cases = order_cases(order, partition.executions(order))
+    terms = (order.term_quantity(), order.term_limit_price(), order.term_reserve())
+    quantity, limit_price, reserve = (None if term is None else plain(term) for term in terms)
+    remaining = None if placed is None else order.remaining()
+    return {
+        "order_id": order.order_id,
+        "instrument": placed and placed.instrument,
+        "side": placed and placed.side,
+        "order_type": placed and placed.order_type,
+        "status": _status(order),
+        "quantity": quantity,
+        "limit_price": limit_price,
+        "reserve": reserve,
+        "filled": plain(order.filled),
+        "remaining": None if remaining is None else plain(remaining),
+        "used": plain(max(ZERO, order.used)),
+        "hold": plain(order.hold()),
+        "hold_asset": order.hold_asset(),
+        "placed_at": placed and placed.occurred_at,
+        "closed_at": closed and closed.occurred_at,
+        "reason": closed and closed.reason,
+        "flags": sorted({case.flag for case in cases}),
+    }
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+# -- statement
+
+
+def show_statement(account: Account, as_json: AsJson = False) -> None:
+    """Show every journal entry that posts to an account, and the record that it comes from.
+
+    In order of the events' own time. A busted fill is two entries: the fill and its reversal, at
+    the later of the two records. Computed from snapshots and the topics up to their end; no worker
+    needs to run.
+    """
+    partitions, watermarks = _state_of(account, as_json)
+    entries = statement(partitions, account)
+    if as_json:
+        console.print_json(
+            {
+                "account": account,
+                "entries": [entry.as_json() for entry in entries],
+                "watermarks": watermarks_json(watermarks),
+            }
+        )
+        return
+    columns = ("occurred_at", "type", "about", "asset", "debit", "credit", "balance", "position")
+    rows = [
+        (
+            entry.occurred_at,
+            entry.type,
+            _about(entry.ids, account),
+            posting.asset,
+            plain(posting.debit) if posting.debit else "",
+            plain(posting.credit) if posting.credit else "",
+            plain(balance),
+            f"{entry.topic}:{entry.partition}:{entry.offset}",
+        )
+        for entry, posting, balance in running(entries, account)
+    ]
+    if rows:
+        numbers = ("debit", "credit", "balance")
+        console.print_table(f"Statement of {account}", columns, rows, numbers)
+    else:
+        console.out.print("No entries.")
+    console.say(f"Watermark: {watermark_line(watermarks)}.")
+
+
+def _about(ids: dict[str, str], account: str) -> str:
+    if "transfer_id" in ids:
+        about = ids["transfer_id"]
+    else:
+        about = f"{ids['side']} {ids['quantity']} {ids['instrument']} at {ids['price']}"
+    return about if ids["account"] == account else f"{ids['account']}: {about}"
+
+
+# -- both
+
+
+def _state_of(account: str, quiet: bool) -> tuple[list[Partition], Watermarks]:
+    """Return the partitions that know an account, at the end of the topics."""
+    cluster = connect(load_settings())
+    origin = cluster.origin()
+    everywhere = is_system(account)
+    number = partition_of(account.encode(), origin.partitions)
+    end = rebuilder_of(cluster, origin).ends(None if everywhere else [number])
+    return list(state_at(cluster, origin, end, quiet=quiet).partitions.values()), end

@@ -1,0 +1,242 @@
+"""A replay's results as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from rich.markup import escape
+
+from ledger.amounts import plain
+from ledger.console import out, print_table
+from ledger.events import INPUT_TOPICS
+from ledger.positions import format_positions
+from ledger.projections.partition import VERDICTS
+from replay.results import PartitionReplay, Replay, Shown
+from replay.verify import Difference, Verification
+
+ROWS: Final = 20
+"""Rows of a table before the rest is only counted."""
+
+_DIGEST_CHARACTERS: Final = 12
+_MORE: Final = "--json shows all."
+
+
+def show(replay: Replay, shown: Shown, verification: Verification | None) -> None:
+    """Print what was done and what came out."""
+    _partitions(replay)
+    _counts(replay)
+    _changes(replay, shown)
+    if shown.accounts or shown.assets:
+        _balances(replay, shown)
+    _digests(replay)
+    if verification is not None:
+        _verification(verification)
+    _conservation(replay)
+
+
+def _partitions(replay: Replay) -> None:
+    parts = list(replay.partitions.values())
+    print_table(
+        "Records read",
+        ["partition", "base", *INPUT_TOPICS],
+        [
+            *([part.partition, _base(part), *_read(part)] for part in parts),
+            ["all", "", *(f"{sum(p.records_read[t] for p in parts):,}" for t in INPUT_TOPICS)],
+        ],
+        right=["partition", *INPUT_TOPICS],
+    )
+    out.print(
+        f"Read {replay.records_read:,} records, replayed {replay.records_replayed:,} of them, "
+        f"in {replay.seconds:.2f} s: {replay.rate:,.0f} records/s."
+    )
+    directories = {str(Path(p.base).parent) for p in parts if _is_snapshot(p)}
+    for directory in sorted(directories):
+        out.print(f"Snapshots in {escape(directory)}")
+
+
+def _is_snapshot(part: PartitionReplay) -> bool:
+    return part.base not in ("genesis", "empty")
+
+
+def _base(part: PartitionReplay) -> str:
+    """Return the base in a word, a snapshot by the offsets in its name."""
+    if not _is_snapshot(part):
+        return part.base
+    return Path(part.base).stem.partition("-")[2]
+
+
+def _read(part: PartitionReplay) -> list[str]:
+    return [f"{part.records_read[topic]:,}" for topic in INPUT_TOPICS]
+
+
+def _counts(replay: Replay) -> None:
+    print_table(
+        "Verdicts on all records before the watermark",
+        ["topic", *VERDICTS],
+        [[topic, *(f"{tally[v]:,}" for v in VERDICTS)] for topic, tally in replay.counts.items()],
+        right=VERDICTS,
+    )
+
+
+def _changes(replay: Replay, shown: Shown) -> None:
+    changes = [c for c in replay.changes() if (c.account, c.asset) in shown]
+    if not changes:
+        where = " shown here" if shown.accounts or shown.assets else ""
+        out.print(f"The replayed records changed no balance and no hold{where}.")
+        return
+    _print_first(
+        "What the replayed records changed",
+        ["account", "asset", "balance", "change", "hold", "change of hold"],
+        [
+            [
+                change.account,
+                change.asset,
+                plain(change.after.balance),
+                _signed(plain(change.balance)),
+                plain(change.after.hold),
+                _signed(plain(change.hold)),
+            ]
+            for change in changes
+        ],
+        right=["balance", "change", "hold", "change of hold"],
+    )
+
+
+def _balances(replay: Replay, shown: Shown) -> None:
+    columns = ["account", "asset", "balance", "hold", "available", "debits", "credits"]
+    rows = [total.as_json(*row) for row, total in replay.after.items() if row in shown]
+    if not rows:
+        out.print("No such account and asset in the ledger.")
+        return
+    _print_first(
+        "Balances",
+        columns,
+        [[row[column] for column in columns] for row in rows],
+        right=columns[2:],
+    )
+
+
+def _digests(replay: Replay) -> None:
+    parts = list(replay.partitions.values())
+    chained = all(part.log_digests is not None for part in parts)
+    print_table(
+        f"Digests, first {_DIGEST_CHARACTERS} digits ({_MORE.rstrip('.')})",
+        ["partition", "state", *(f"log of {t}" for t in INPUT_TOPICS if chained)],
+        [
+            [
+                part.partition,
+                part.state_digest[:_DIGEST_CHARACTERS],
+                *(
+                    (part.log_digests or {})[t][:_DIGEST_CHARACTERS]
+                    for t in INPUT_TOPICS
+                    if chained
+                ),
+            ]
+            for part in parts
+        ],
+        right=["partition"],
+    )
+    if not chained:
+        out.print("No log digests: they cover a log from its beginning, which base 'empty' leaves.")
+    if any(any(mark.values()) for mark in replay.start.values()):
+        out.print(f"From {format_positions(replay.start)}")
+    out.print(f"Watermark {format_positions(replay.watermarks)}")
+    out.print(f"State digest {replay.state_digest}")
+
+
+def _verification(verification: Verification) -> None:
+    compared, accounts = len(verification.compared), verification.accounts
+    if verification.unpublished:
+        numbers = ", ".join(map(str, verification.unpublished))
+        out.print(f"Nothing was published yet, and nothing compared, of partition {numbers}.")
+    if verification.lag_records:
+        out.print(
+            f"Not covered: {verification.lag_records:,} newer offsets of the topics, which the "
+            "workers have not published yet."
+        )
+    for difference in verification.differences:
+        if difference.kind == "rules_version":
+            out.print(
+                f"Partition {difference.partition} was published by rules version "
+                f"{difference.published}, this is version {difference.replayed}: not compared. "
+                "Workers of this version publish it anew."
+            )
+        if difference.kind == "topic_ids":
+            out.print(
+                f"Partition {difference.partition} was published from other topics than those "
+                "that have these names now: not compared. Workers publish it anew."
+            )
+    if verification.differences:
+        _print_first(
+            "Published tables and topics differ",
+            ["partition", "what", "account", "asset", "published", "replayed"],
+            [row for difference in verification.differences for row in _rows(difference)],
+            right=["partition"],
+        )
+        out.print("[bold red]The published tables do not match the topics.[/]")
+    elif compared:
+        out.print(
+            f"[green]The published tables match the topics[/]: {accounts:,} accounts in {compared} "
+            "partitions, digests and counts."
+        )
+
+
+def _rows(difference: Difference) -> Iterable[Sequence[object]]:
+    """Yield a difference's rows of the table: one for each total or count that differs."""
+    where = (difference.account or "", difference.asset or "")
+    left, right = _flat(difference.published), _flat(difference.replayed)
+    for name in dict.fromkeys((*left, *right)):
+        if left.get(name) != right.get(name):
+            what = f"{difference.kind} {name}".strip()
+            yield (
+                difference.partition,
+                what,
+                *where,
+                _short(left.get(name)),
+                _short(right.get(name)),
+            )
+
+
+def _flat(value: Any) -> dict[str, Any]:
+    """Return a value's parts by their path in it."""
+    if value is None or not isinstance(value, dict):
+        return {"": value}
+    return {
+        f"{name} {path}".strip(): part
+        for name, inner in value.items()
+        for path, part in _flat(inner).items()
+    }
+
+
+def _short(value: object) -> str:
+    text = "-" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:_DIGEST_CHARACTERS]}…"
+
+
+def _conservation(replay: Replay) -> None:
+    assets = replay.conservation
+    if replay.is_balanced:
+        count = f"{len(assets)} assets" if len(assets) != 1 else "1 asset"
+        out.print(f"[green]The books balance[/]: debits equal credits in {count}.")
+        return
+    print_table(
+        "The books do not balance: credits less debits",
+        ["asset", "difference"],
+        [[asset, plain(rest)] for asset, rest in assets.items() if rest],
+        right=["difference"],
+    )
+
+
+def _print_first(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Iterable[str]
+) -> None:
+    print_table(title, columns, islice(rows, ROWS), right)
+    if len(rows) > ROWS:
+        out.print(f"… and {len(rows) - ROWS:,} more; {_MORE}")
+
+
+def _signed(text: str) -> str:
+    return text if text.startswith("-") or text == "0" else f"+{text}"

@@ -1,0 +1,193 @@
+"""Real workers on the real broker: what is published equals the reference, whatever happens."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from ledger.events import INPUT_TOPICS
+from ledger.kafka import DEAD_LETTERS, Cluster, KafkaRecord
+from ledger.published import PublishedPartition, conservation, totals
+from ledger.rebuild import Rebuilder
+from ledger.settings import Settings
+from tests.reference import Reference
+from tests.support import (
+    BITSTAMP,
+    cluster_of,
+    eventually,
+    lines_of,
+    publish,
+    published_at_end,
+    raw_producer,
+    worker,
+)
+
+pytestmark = pytest.mark.integration
+
+
+def all_records(cluster: Cluster) -> Iterator[tuple[str, int, KafkaRecord]]:
+    """Yield every record of the input topics, of each partition in order."""
+    slots = [(t, n) for t in INPUT_TOPICS for n in range(cluster.origin().partitions)]
+    ends = cluster.ends(slots)
+    for batch in cluster.read({slot: (0, ends[slot]) for slot in slots}):
+        for record in batch.records:
+            yield batch.topic, batch.partition, record
+
+
+def reference_of(settings: Settings) -> Reference:
+    """Fold everything in the topics naively."""
+    cluster = cluster_of(settings)
+    naive = Reference(cluster.origin().partitions)
+    for topic, partition, record in all_records(cluster):
+        naive.apply(topic, partition, record.offset, record.key, record.value)
+    return naive
+
+
+def assert_published_equals_reference(
+    settings: Settings, published: dict[int, PublishedPartition], naive: Reference
+) -> None:
+    for number, found in published.items():
+        assert found.mark is not None
+        assert found.mark.counts == naive.counts_of_partition(number)
+        rows = {
+            account: {asset: tuple(map(Decimal, texts)) for asset, texts in row.items()}
+            for account, row in found.accounts.items()
+            if row
+        }
+        assert rows == naive.balances_of_partition(number)
+    cluster = cluster_of(settings)
+    rebuilder = Rebuilder(cluster, cluster.origin(), warn=pytest.fail)
+    rebuilt = rebuilder.rebuild(rebuilder.ends(), rebuilder.ends(), "genesis")
+    for number, partition in rebuilt.partitions.items():
+        mark = published[number].mark
+        assert mark is not None
+        assert partition.state_digest() == mark.state_digest
+
+
+def test_two_workers_fold_the_bitstamp_hour(settings: Settings, tmp_path: Path) -> None:
+    sent = publish(settings, lines_of(BITSTAMP))
+    assert sent == 11_432
+    with worker(settings, tmp_path / "1.log"), worker(settings, tmp_path / "2.log"):
+        published = eventually(lambda: published_at_end(settings))
+        naive = reference_of(settings)
+        assert_published_equals_reference(settings, published, naive)
+        sums = totals(row for found in published.values() for row in found.accounts.items())
+        assert str(sums["@fees", "USD"].balance) == "317.62"
+        assert sums["@clearing", "BTC"].balance == sums["@clearing", "USD"].balance == 0
+        holds = {
+            asset: sum((t.hold for (_, a), t in sums.items() if a == asset), Decimal(0))
+            for asset in ("USD", "BTC")
+        }
+        assert holds == {
+            "USD": Decimal("225241.5532982048"),
+            "BTC": Decimal("604.76137024"),
+        }
+        assert not any(conservation(sums).values())
+        # Published again: the same balances, all of it counted as duplicate.
+        publish(settings, lines_of(BITSTAMP))
+        again = eventually(lambda: published_at_end(settings))
+    for number, found in again.items():
+        assert found.accounts == published[number].accounts
+    duplicates = [
+        tally["duplicate"] for f in again.values() if f.mark for tally in f.mark.counts.values()
+    ]
+    assert sum(duplicates) == 11_432
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_stopped_and_restarted_workers_end_exact(
+    settings: Settings, tmp_path: Path, seed: int
+) -> None:
+    """SIGKILL, SIGTERM and SIGSTOP past the session while records arrive."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    lines = list(lines_of(BITSTAMP))
+    rng.shuffle(lines)
+    publish(settings, lines[:2000])
+    with ExitStack() as running:
+        workers = {
+            n: running.enter_context(worker(settings, tmp_path / f"{n}.log")) for n in range(3)
+        }
+        eventually(lambda: published_at_end(settings))
+        for part in range(4):
+            publish(settings, lines[2000 + part * 2000 : 4000 + part * 2000])
+            time.sleep(rng.uniform(0, 0.5))
+            victim = rng.choice(list(workers))
+            action = ("kill", "stop", "terminate", "kill")[part]
+            if action == "stop":
+                workers[victim].send_signal(signal.SIGSTOP)
+                time.sleep(8)  # longer than the session: its partitions are taken
+                workers[victim].send_signal(signal.SIGCONT)
+                continue
+            workers[victim].send_signal(signal.SIGKILL if action == "kill" else signal.SIGTERM)
+            workers[victim].wait(10)
+            workers[victim] = running.enter_context(worker(settings, tmp_path / f"{victim}.log"))
+        publish(settings, lines[10_000:])
+        published = eventually(lambda: published_at_end(settings), 90)
+    assert_published_equals_reference(settings, published, reference_of(settings))
+
+
+def test_what_cannot_be_applied_goes_to_dead_letters_once(
+    settings: Settings, tmp_path: Path
+) -> None:
+    publish(settings, list(lines_of(BITSTAMP))[:500])
+    producer = raw_producer(settings)
+    bad: list[tuple[str, bytes | None, bytes | None, str]] = [
+        ("fills", b"trader-01", b'{"type": "order_filled"', "invalid"),
+        ("orders", b"trader-01", b"\xff\x00", "invalid"),
+        ("transfers", b"trader-01", None, "invalid"),
+        ("transfers", None, b"{}", "invalid"),
+    ]
+    for topic, key, value, _ in bad:
+        producer.produce(settings.topic(topic), value, key, headers=[("trace", b"7")])
+    assert producer.flush(10) == 0
+    with worker(settings, tmp_path / "1.log") as process:
+        published = eventually(lambda: published_at_end(settings))
+        process.kill()
+        process.wait()
+    with worker(settings, tmp_path / "2.log"):
+        publish(settings, list(lines_of(BITSTAMP))[500:600])
+        published = eventually(lambda: published_at_end(settings))
+    assert_published_equals_reference(settings, published, reference_of(settings))
+    letters = read_dead_letters(settings)
+    assert sorted((v or b"") for _, v, _ in letters) == sorted((v or b"") for _, _, v, _ in bad)
+    for key, _, headers in letters:
+        assert headers["source"] == key
+        assert headers["reason"] == b"invalid"
+        assert headers["trace"] == b"7"
+        assert headers["detail"]
+
+
+def read_dead_letters(
+    settings: Settings,
+) -> list[tuple[bytes | None, bytes | None, dict[str, str | bytes | None]]]:
+    cluster = cluster_of(settings)
+    end = cluster.ends([(DEAD_LETTERS, 0)])[DEAD_LETTERS, 0]
+    consumer = Consumer(
+        {
+            "bootstrap.servers": settings.kafka,
+            "group.id": "test",
+            "isolation.level": "read_committed",
+            "enable.partition.eof": True,
+        }
+    )
+    consumer.assign([TopicPartition(settings.topic(DEAD_LETTERS), 0, 0)])
+    found = []
+    while True:
+        message = consumer.poll(10)
+        assert message is not None
+        if message.error():
+            break
+        found.append((message.key(), message.value(), dict(message.headers() or [])))
+        if (message.offset() or 0) + 1 >= end:
+            break
+    consumer.close()
+    return found
