@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+import aio_pika
 from aio_pika import DeliveryMode, ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
 from aio_pika.exceptions import (
@@ -14,8 +15,6 @@ from aio_pika.exceptions import (
     DeliveryError,
     PublishError,
 )
-from aiormq.abc import AbstractChannel as UnderlayChannel
-from pamqp.commands import Basic
 
 from chat_bridge.amqp import connect, lost_connections
 from chat_bridge.errors import ConnectionLost, RoomError
@@ -43,7 +42,6 @@ class Poster:
         self._settings = settings
         self._rooms: set[str] = set()
         self._channel: AbstractChannel
-        self._underlay: UnderlayChannel
         self._exchange: AbstractExchange
 
     @classmethod
@@ -80,7 +78,6 @@ class Poster:
                 publisher_confirms=True, on_return_raises=True
             )
             try:
-                self._underlay = await self._channel.get_underlay_channel()
                 self._exchange = await self._channel.declare_exchange(
                     name, ExchangeType.TOPIC, durable=True
                 )
@@ -156,14 +153,20 @@ class Poster:
             raise ConnectionLost("RabbitMQ", "the connection was closed")
         with lost_connections():
             try:
-                await self._underlay.basic_publish(
-                    message.body(),
-                    exchange=self._exchange.name,
+                await self._exchange.publish(
+                    aio_pika.Message(
+                        message.body(),
+                        content_type="application/json",
+                        content_encoding="utf-8",
+                        delivery_mode=DeliveryMode.PERSISTENT,
+                        message_id=message.message_id,
+                        timestamp=message.moment(),
+                        type=message.type,
+                        app_id=APP_ID,
+                    ),
                     routing_key=message.room,
-                    properties=_properties(message),
                     mandatory=True,
                     timeout=CONFIRM_TIMEOUT_S,
-                    wait=WAIT,
                 )
             except PublishError as error:
                 raise RoomError(
@@ -177,16 +180,3 @@ class Poster:
                     f"RabbitMQ refused {message.message_id} (nack). See its log for why, "
                     "then start the bridge again.",
                 ) from error
-
-
-WAIT=False
-def _properties(message: Message) -> Basic.Properties:
-    return Basic.Properties(
-        content_type="application/json",
-        content_encoding="utf-8",
-        delivery_mode=DeliveryMode.PERSISTENT.value,
-        message_id=message.message_id,
-        timestamp=message.moment(),
-        message_type=message.type,
-        app_id=APP_ID,
-    )

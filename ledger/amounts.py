@@ -21,7 +21,9 @@ multiply = EXACT.multiply
 
 def plain(value: Decimal) -> str:
     """Return `value` as its one canonical text: no exponent, no trailing zeros, no `-0`."""
-    text = format(value, "f")
+    text = str(value)
+    if "E" in text:
+        text = format(value, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
     return "0" if text == "-0" else text

@@ -20,6 +20,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from ledger.errors import MissingRecords, TopicError, UnreachableError
 from ledger.events import INPUT_TOPICS
@@ -80,6 +81,27 @@ def client_config(bootstrap: str) -> dict[str, Any]:
     }
 
 
+# What brokers say while leaders change and topics appear: ask again.
+_PASSING: Final = frozenset(
+    {
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.NETWORK_EXCEPTION,
+    }
+)
+_patient: Final = Retrying(
+    retry=retry_if_exception(
+        lambda error: isinstance(error, KafkaException) and error.args[0].code() in _PASSING
+    ),
+    stop=stop_after_delay(REQUEST_TIMEOUT_S),
+    wait=wait_fixed(0.1),
+    reraise=True,
+)
+
+
 class Cluster:
     """The Kafka cluster that a process talks to."""
 
@@ -96,25 +118,31 @@ class Cluster:
         Raises:
             UnreachableError: no broker answers.
         """
-        future = self.admin.describe_cluster(request_timeout=REQUEST_TIMEOUT_S)
-        return str(self._ask(future.result).cluster_id)
+        described = self._ask(
+            lambda: self.admin.describe_cluster(request_timeout=REQUEST_TIMEOUT_S).result()
+        )
+        return str(described.cluster_id)
 
     def topics(self, names: Iterable[str]) -> dict[str, TopicShape]:
         """Return the shape of those of the named topics that exist."""
         prefixed = {self.settings.topic(name): name for name in names}
-        futures = self.admin.describe_topics(
-            TopicCollection(list(prefixed)), request_timeout=REQUEST_TIMEOUT_S
-        )
-        shapes: dict[str, TopicShape] = {}
-        for topic, future in futures.items():
-            try:
-                found = self._ask(future.result)
-            except KafkaException as error:
-                if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    continue
-                raise
-            shapes[prefixed[topic]] = TopicShape(str(found.topic_id), len(found.partitions))
-        return shapes
+
+        def describe() -> dict[str, TopicShape]:
+            shapes: dict[str, TopicShape] = {}
+            futures = self.admin.describe_topics(
+                TopicCollection(list(prefixed)), request_timeout=REQUEST_TIMEOUT_S
+            )
+            for topic, future in futures.items():
+                try:
+                    found = future.result()
+                except KafkaException as error:
+                    if error.args[0].code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        continue
+                    raise
+                shapes[prefixed[topic]] = TopicShape(str(found.topic_id), len(found.partitions))
+            return shapes
+
+        return self._ask(describe)
 
     def origin(self) -> Origin:
         """Return where records come from: this cluster and its input topics.
@@ -220,19 +248,21 @@ class Cluster:
         }
         if not by_partition:
             return {}
-        futures = self.admin.list_offsets(
-            dict.fromkeys(by_partition, spec),
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=REQUEST_TIMEOUT_S,
-        )
-        return {
-            by_partition[where]: int(self._ask(future.result).offset)
-            for where, future in futures.items()
-        }
 
-    def _ask(self, answer: Callable[[], _T]) -> _T:
+        def list_offsets() -> dict[Slot, int]:
+            futures = self.admin.list_offsets(
+                dict.fromkeys(by_partition, spec),
+                isolation_level=IsolationLevel.READ_COMMITTED,
+                request_timeout=REQUEST_TIMEOUT_S,
+            )
+            return {by_partition[where]: int(f.result().offset) for where, f in futures.items()}
+
+        return self._ask(list_offsets)
+
+    def _ask(self, question: Callable[[], _T]) -> _T:
+        """Return the answer to an admin request, asked again while leaders are being elected."""
         try:
-            return answer()
+            return _patient(question)
         except KafkaException as error:
             code = error.args[0].code()
             if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):

