@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -11,7 +10,7 @@ import aio_pika
 from aio_pika.abc import AbstractConnection
 from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
-from chat_bridge.errors import ConnectionLost
+from chat_bridge.errors import ConnectionLost, stray_cancellation
 from ledger.errors import ConfigurationError, UnreachableError
 from ledger.stack import mask_url
 
@@ -48,15 +47,10 @@ async def connect(url: str, name: str) -> AbstractConnection:
 def lost_connections() -> Iterator[None]:
     """Raise `ConnectionLost` for whatever the client raises when its connection breaks."""
     try:
-        yield
+        with stray_cancellation("RabbitMQ"):
+            yield
     except (OSError, TimeoutError, AMQPError, ChannelInvalidStateError) as error:
         raise ConnectionLost("RabbitMQ", describe(error)) from error
-    except asyncio.CancelledError:
-        # The client cancels what waits on a dying connection; that is not somebody stopping us.
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise ConnectionLost("RabbitMQ", "the connection was closed") from None
 
 
 def describe(error: BaseException) -> str:

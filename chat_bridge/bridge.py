@@ -279,8 +279,10 @@ class Bridge:
             if not work.done():
                 log.warning("What was in hand is not confirmed yet; it is left for the next start.")
                 work.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await work
+                with contextlib.suppress(asyncio.CancelledError):
+                    await work
+            else:
+                work.result()
         finally:
             signalled.cancel()
             work.cancel()
@@ -308,7 +310,7 @@ class Bridge:
         """Return a started session, or None when told to stop before there was one."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((UnreachableError, ConnectionLost, NothingPublished)),
-            wait=wait_exponential_jitter(initial=0.5, max=10, jitter=0.5),
+            wait=wait_exponential_jitter(initial=0.5, max=5, jitter=0.5),
             stop=stop_after_attempt(1) if self._once else stop_never,
             sleep=self._pause,
             before_sleep=_say_why,

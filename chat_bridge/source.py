@@ -15,7 +15,7 @@ from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import IllegalOperation, KafkaError
 
 from chat_bridge.amqp import describe
-from chat_bridge.errors import ConnectionLost
+from chat_bridge.errors import ConnectionLost, stray_cancellation
 from chat_bridge.names import GROUP
 from ledger.errors import UnreachableError
 from ledger.events import FILLS
@@ -24,7 +24,7 @@ from ledger.settings import Settings
 
 _SESSION_MS: Final = 6_000
 """The shortest that brokers allow: so soon another bridge takes over from one that was killed."""
-_CHUNK_RECORDS: Final = 2_000
+_CHUNK_RECORDS: Final = 500
 _REQUEST_TIMEOUT_S: Final = 30.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 
@@ -93,7 +93,7 @@ class Source:
 
     async def close(self) -> None:
         """Leave the group; whether or not Kafka hears of it, this ends soon."""
-        with contextlib.suppress(KafkaError, TimeoutError):
+        with contextlib.suppress(ConnectionLost), lost_kafka():
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await self._consumer.stop()
 
@@ -182,6 +182,7 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
 def lost_kafka() -> Iterator[None]:
     """Raise `ConnectionLost` for whatever the client raises that a new start may mend."""
     try:
-        yield
+        with stray_cancellation("Kafka"):
+            yield
     except (KafkaError, IllegalOperation, OSError, TimeoutError) as error:
         raise ConnectionLost("Kafka", describe(error)) from error

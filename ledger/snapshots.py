@@ -9,8 +9,10 @@ snapshot is valid for ever, whoever wrote it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from ledger.store import MemoryStore
 
 _HEADER_KEY: Final = b"ledger.header"
 _ROWS: Final = 50_000
+_ABANDONED_S: Final = 3600.0
 _SCHEMA: Final = pa.schema(
     [
         ("account", pa.string()),
@@ -123,9 +126,13 @@ class Snapshots:
         return header, store
 
     def thin(self, partition: int, kept: int) -> None:
-        """Remove all but the newest snapshots of a partition."""
+        """Remove all but the newest snapshots of a partition, and what killed writers left."""
         for file in self.of_partition(partition)[kept:]:
             file.path.unlink(missing_ok=True)
+        for unfinished in self.directory.glob(f".p{partition:05d}-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - unfinished.stat().st_mtime > _ABANDONED_S:
+                    unfinished.unlink()
 
 
 def _chunks(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:

@@ -74,7 +74,7 @@ def _read(part: PartitionReplay) -> list[str]:
 
 def _counts(replay: Replay) -> None:
     print_table(
-        "Verdicts on all records before the watermark",
+        "Verdicts up to the watermark",
         ["topic", *VERDICTS],
         [[topic, *(f"{tally[v]:,}" for v in VERDICTS)] for topic, tally in replay.counts.items()],
         right=VERDICTS,
@@ -123,7 +123,7 @@ def _digests(replay: Replay) -> None:
     parts = list(replay.partitions.values())
     chained = all(part.log_digests is not None for part in parts)
     print_table(
-        f"Digests, first {_DIGEST_CHARACTERS} digits ({_MORE.rstrip('.')})",
+        f"Digests, shortened; {_MORE}",
         ["partition", "state", *(f"log of {t}" for t in INPUT_TOPICS if chained)],
         [
             [
@@ -223,11 +223,12 @@ def _conservation(replay: Replay) -> None:
         out.print(f"[green]The books balance[/]: debits equal credits in {count}.")
         return
     print_table(
-        "The books do not balance: credits less debits",
-        ["asset", "difference"],
+        "Conservation",
+        ["asset", "credits less debits"],
         [[asset, plain(rest)] for asset, rest in assets.items() if rest],
-        right=["difference"],
+        right=["credits less debits"],
     )
+    out.print("[bold red]The books do not balance.[/]")
 
 
 def _print_first(

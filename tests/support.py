@@ -80,7 +80,7 @@ def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run a real worker process; it is killed at the end if it still runs."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from ledger.app import *; run_worker(load_settings())"],
+            [sys.executable, "-m", "ledger", "worker"],
             env=environment(settings),
             stdout=output,
             stderr=output,

@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 SESSION_TIMEOUT_S: Final = 6.0
 """The broker's minimum: how long the partitions of a worker that was killed lie idle."""
 _REVOKED_FLUSH_S: Final = 2.0  # no heartbeat is sent meanwhile
-_STOP_FLUSH_S: Final = 2.5
+_STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
-_LEAVE_S: Final = 1.0
+_LEAVE_S: Final = 0.8
 _STUCK_S: Final = 60.0
 _MOST_UNSETTLED: Final = 10  # times flush_records
 
