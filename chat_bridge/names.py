@@ -46,9 +46,9 @@ class Retention:
 
 
 PUBLIC_RETENTION: Final = Retention("365D", 4 << 30, 64 << 20)
-"""About eight million trades."""
+"""About seven million trades, at 617 bytes each as measured."""
 PRIVATE_RETENTION: Final = Retention("365D", 256 << 20, 16 << 20)
-"""About four hundred thousand fills."""
+"""About 340,000 fills, at 789 bytes each as measured."""
 
 
 def room_of_instrument(instrument: str) -> str:

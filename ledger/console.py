@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NoReturn
 
 import typer
+import typer.exceptions
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -46,16 +47,22 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line and leave with its exit code; nobody sees a traceback."""
     try:
-        code = app(prog_name=name, standalone_mode=True)
+        code = app(prog_name=name, standalone_mode=False)
     except LedgerError as error:
         fail(str(error))
-    except KeyboardInterrupt:
+    except typer.exceptions.TyperException as error:
+        message = error.format_message()
+        if "\n" in message:  # no command was named: this is the help
+            sys.stderr.write(message + "\n")
+            sys.exit(COULD_NOT_RUN)
+        fail(f"{message.replace('Value error, ', '').removesuffix('.')}. See '{name} --help'.")
+    except (KeyboardInterrupt, typer.Abort):
         err.print("Interrupted.")
         sys.exit(130)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(FINE)
+    except SystemExit as leaving:
+        # Commands leave with `typer.Exit`; a 1 here is how rich and typer answer a broken pipe:
+        # whoever read our output has seen enough.
+        sys.exit(FINE if leaving.code == 1 else leaving.code)
     except OSError as error:
         fail(f"{error.strerror or error}: {error.filename}." if error.filename else f"{error}.")
     except Exception as error:
@@ -65,7 +72,7 @@ def run(app: typer.Typer, name: str) -> NoReturn:
             f"This is a bug: {type(error).__name__}: {error}. "
             f"Set {DEBUG_VARIABLE}=1 to see where it came from."
         )
-    sys.exit(code or FINE)
+    sys.exit(code if isinstance(code, int) else FINE)
 
 
 def fail(sentence: str) -> NoReturn:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chat_bridge.errors import RoomError
 from chat_bridge.history import Entry
-from chat_bridge.identity import Identity
+from chat_bridge.identity import Identity, StoredIdentity
 from chat_bridge.messages import Message
 from chat_bridge.names import is_room, parse_room, retention_of
 from chat_bridge.slots import Slot
 from chat_bridge.text import harmless
-from ledger.errors import InputError
+from ledger.errors import InputError, StateError
+from ledger.projections.entries import META_KEY
 from ledger.projections.partition import Origin
+from ledger.rocks import RocksStore
 from ledger.store import MemoryStore
 
 ORIGIN = Origin("cluster", {"fills": "f"}, 1)
@@ -226,6 +230,38 @@ def test_a_restart_between_any_two_records_changes_no_message(cut: int, data: An
     assert messages + lost.read(everything, 8) == whole
 
 
+def test_state_of_another_topic_is_refused_and_says_what_to_remove(tmp_path: Path) -> None:
+    stored = StoredIdentity(0, tmp_path, ORIGIN)
+    stored.read(records(FILL), 1)
+    stored.settle()
+    stored.close()
+    with pytest.raises(StateError, match=rf"another topics .* remove {tmp_path}"):
+        StoredIdentity(0, tmp_path, Origin("cluster", {"fills": "recreated"}, 1))
+
+
+def test_state_of_older_rules_is_folded_again(tmp_path: Path) -> None:
+    stored = StoredIdentity(0, tmp_path, ORIGIN)
+    stored.read(records(FILL), 1)
+    stored.settle()
+    stored.close()
+    store = RocksStore(tmp_path)
+    header = msgspec.json.decode(store.get(META_KEY) or b"")
+    store.write({META_KEY: msgspec.json.encode(header | {"rules_version": 0})})
+    store.close()
+    again = StoredIdentity(0, tmp_path, ORIGIN)
+    assert again.next_offset == 0
+    again.close()
+
+
+def test_what_was_not_settled_is_read_again(tmp_path: Path) -> None:
+    stored = StoredIdentity(0, tmp_path, ORIGIN)
+    stored.read(records(FILL), 1)
+    stored.close()
+    again = StoredIdentity(0, tmp_path, ORIGIN)
+    assert len(again.read(records(FILL), 1)) == 2
+    again.close()
+
+
 # -- names, text, places ---------------------------------------------------------------------------
 
 
@@ -272,7 +308,7 @@ def test_what_others_post_is_shown_whatever_it_is(body: bytes) -> None:
     assert "\x1b" not in entry.line()[1]
 
 
-def test_two_bridges_in_one_state_directory_get_places_of_their_own(tmp_path: Any) -> None:
+def test_two_bridges_in_one_state_directory_get_places_of_their_own(tmp_path: Path) -> None:
     first, second = Slot(tmp_path), Slot(tmp_path)
     assert (first.number, second.number) == (0, 1)
     first.release()

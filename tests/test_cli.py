@@ -500,6 +500,22 @@ def test_tables_that_cover_records_which_are_gone_stop_the_check(
     assert "fills:2: the topic ends at 0" in one_sentence(call("check", env=env))
 
 
+@pytest.mark.integration
+def test_the_demonstration_goes_well_and_a_second_run_finds_only_duplicates(
+    call: Call, env: dict[str, str]
+) -> None:
+    once = call("demo", "--json", env=env)
+    assert once.code == 0, once.err
+    assert once.json["passed"]
+    theirs = {**env, "LEDGER_TOPIC_PREFIX": env["LEDGER_TOPIC_PREFIX"] + "demo."}
+    before = call("balances", "--json", env=theirs).json
+    assert before["counts"]["fills"]["applied"] == 270 + 1993
+    assert call("demo", "--workers", "1", "--json", env=env).code == 0
+    after = call("balances", "--json", env=theirs).json
+    assert after["balances"] == before["balances"]
+    assert after["counts"]["fills"]["duplicate"] == 270 + 1993
+
+
 def test_output_into_a_closed_pipe_is_no_error() -> None:
     source = inspect.cleandoc(
         """

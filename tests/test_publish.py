@@ -52,6 +52,7 @@ BAD_LINES = {
     "null": (line(lambda e: e.update(limit_price=None), placed()), "limit_price"),
     "system account": (line(lambda e: e.update(account="@fees")), "account: must be"),
     "unknown type": (line(lambda e: e.update(type="order_burnt")), "type: must be one of"),
+    "field named twice": (GOOD[:-1] + b', "amount": "1"}', "twice"),
     "other version": (line(lambda e: e.update(version=2)), "version"),
     "no zone": (line(lambda e: e.update(occurred_at="2024-01-01T00:00:00")), "occurred_at"),
     "endless line": (b" " * (MAX_LINE_BYTES + 1) + GOOD, "longer than"),
@@ -124,19 +125,6 @@ def test_each_event_goes_to_its_accounts_partition_and_is_acknowledged(cluster: 
         assert sender.sent[topic] == len(found)
     ends = cluster.ends(sender.offsets)
     assert sender.offsets == ends
-
-
-@pytest.mark.integration
-def test_what_is_sent_names_each_field_once(cluster: Cluster) -> None:
-    twice = GOOD[:-1] + b', "amount": "100", "amount": "100.0"}'
-    file = io.BytesIO(twice)
-    checked = check("FILE", file)
-    if checked.invalid:  # refused at the door, so no reader sees it
-        return
-    with Sender(cluster) as sender:
-        send(checked, file, sender)
-    [(_, _, value)] = records(cluster, "transfers")
-    assert (value or b"").count(b'"amount"') == 1
 
 
 @pytest.mark.integration

@@ -304,7 +304,6 @@ class LedgerApp(ChunkedApp):
     def fail(self, sentence: str) -> Any:
         """End the process with exit code 2; a supervisor starts it again."""
         if not self._closing:
-            logger.critical("%s", sentence)
             sys.stderr.write(f"error: {sentence}\n")
         _leave(2)
 
