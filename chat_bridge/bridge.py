@@ -30,11 +30,11 @@ from chat_bridge.errors import ConnectionLost
 from chat_bridge.identity import StoredIdentity
 from chat_bridge.messages import BUST, FILL, TRADE, Message
 from chat_bridge.poster import Poster
-from chat_bridge.slots import Slot
 from chat_bridge.source import Chunk, Source
 from ledger.errors import MissingRecords, TopicError, UnreachableError
 from ledger.events import FILLS, INPUT_TOPICS
 from ledger.kafka import Cluster
+from ledger.places import Place, take_place
 from ledger.projections.partition import Origin
 from ledger.settings import Settings
 
@@ -83,10 +83,12 @@ class Tally:
 class Session:
     """One life of both connections: all of it ends with the first error."""
 
-    def __init__(self, settings: Settings, kafka: str, amqp: str, slot: Slot, tally: Tally) -> None:
+    def __init__(
+        self, settings: Settings, kafka: str, amqp: str, place: Place, tally: Tally
+    ) -> None:
         self._settings = settings
         self._amqp = amqp
-        self._slot = slot
+        self._where = place
         self._tally = tally
         self._source = Source(kafka, settings, self._let_go)
         self._cluster = Cluster(kafka, settings)
@@ -209,7 +211,7 @@ class Session:
             if epoch != self._source.epoch:
                 return
             for number in numbers:
-                where = self._slot.partition(number)
+                where = self._where.partition(number)
                 identity = StoredIdentity(number, where, self._origin)
                 self._identities[number] = identity
                 self._committed[number] = committed[number]
@@ -269,8 +271,8 @@ class Bridge:
         Raises:
             LedgerError: something that a new connection does not mend; and with `once` anything.
         """
-        slot = Slot.of(self._settings)
-        work = asyncio.create_task(self._work(slot))
+        place = take_place(self._settings.state_dir / self._settings.topic("bridge"))
+        work = asyncio.create_task(self._work(place))
         signalled = asyncio.create_task(self._stopping.wait())
         try:
             await asyncio.wait({work, signalled}, return_when=asyncio.FIRST_COMPLETED)
@@ -286,12 +288,12 @@ class Bridge:
         finally:
             signalled.cancel()
             work.cancel()
-            slot.release()
+            place.release()
         return self.tally
 
-    async def _work(self, slot: Slot) -> None:
+    async def _work(self, place: Place) -> None:
         while not self._stopping.is_set():
-            session = await self._open(slot)
+            session = await self._open(place)
             if session is None:
                 return
             try:
@@ -306,7 +308,7 @@ class Bridge:
                 await session.close()
             await self._pause(1.0)
 
-    async def _open(self, slot: Slot) -> Session | None:
+    async def _open(self, place: Place) -> Session | None:
         """Return a started session, or None when told to stop before there was one."""
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((UnreachableError, ConnectionLost, NothingPublished)),
@@ -320,7 +322,7 @@ class Bridge:
             if self._stopping.is_set():
                 return None
             with attempt:
-                session = Session(self._settings, self._kafka, self._amqp, slot, self.tally)
+                session = Session(self._settings, self._kafka, self._amqp, place, self.tally)
                 try:
                     await session.start()
                 except BaseException:

@@ -13,7 +13,7 @@ from chat_bridge.messages import Message, Subject, of_bust, of_fill
 from ledger.errors import StateError
 from ledger.events import FILLS, RULES_VERSION, AnyEvent, FillBusted, OrderFilled
 from ledger.partitioner import partition_of
-from ledger.projections.entries import META_KEY, Execution
+from ledger.projections.entries import META_KEY
 from ledger.projections.partition import (
     APPLIED,
     Origin,
@@ -24,13 +24,6 @@ from ledger.projections.partition import (
 )
 from ledger.rocks import RocksStore
 from ledger.store import Store
-
-
-def execution_of(partition: Partition, event: OrderFilled | FillBusted) -> Execution:
-    """Return the fill and bust that the fold knows under an event's identity."""
-    # The fold has no public look-up for this yet; these two are what its own handlers use.
-    order = partition._order(event.account, event.order_id)
-    return partition._execution(order, event.fill_id)
 
 
 class Identity:
@@ -74,7 +67,7 @@ class Identity:
                 return
             assert isinstance(event, OrderFilled | FillBusted)
             subject = Subject(self.number, event.account, event.order_id, event.fill_id)
-            execution = execution_of(self._partition, event)
+            execution = self._partition.execution(event.account, event.order_id, event.fill_id)
             make = of_fill if isinstance(event, OrderFilled) else of_bust
             messages.extend(make(subject, execution))
 

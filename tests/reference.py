@@ -701,7 +701,7 @@ class Reference:
             for account, rows in self.balances().items():
                 if account in SYSTEM_ACCOUNTS:
                     continue
-                for asset, (debits, credits_, hold) in rows.items():
+                for asset, (debits, credits_, _) in rows.items():
                     balance = credits_ - debits
                     if balance < 0:
                         cases["overdrawn"].add((account, asset))

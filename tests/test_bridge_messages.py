@@ -17,9 +17,9 @@ from chat_bridge.history import Entry
 from chat_bridge.identity import Identity, StoredIdentity
 from chat_bridge.messages import Message
 from chat_bridge.names import is_room, parse_room, retention_of
-from chat_bridge.slots import Slot
 from chat_bridge.text import harmless
 from ledger.errors import InputError, StateError
+from ledger.places import take_place
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import Origin
 from ledger.rocks import RocksStore
@@ -309,11 +309,11 @@ def test_what_others_post_is_shown_whatever_it_is(body: bytes) -> None:
 
 
 def test_two_bridges_in_one_state_directory_get_places_of_their_own(tmp_path: Path) -> None:
-    first, second = Slot(tmp_path), Slot(tmp_path)
-    assert (first.number, second.number) == (0, 1)
+    first, second = take_place(tmp_path), take_place(tmp_path)
+    assert (first.directory.name, second.directory.name) == ("0", "1")
     first.release()
-    third = Slot(tmp_path)
-    assert third.number == 0
+    third = take_place(tmp_path)
+    assert third.directory.name == "0"
     second.release()
     third.release()
 

@@ -40,14 +40,13 @@ _RESTORE_BATCH: Final = 20_000
 
 
 def open_state(
-    directory: Path, number: int, origin: Origin, snapshots: Snapshots
+    path: Path, number: int, origin: Origin, snapshots: Snapshots
 ) -> tuple[RocksStore, Partition]:
     """Return the freshest state there is of a partition: local, else the newest good snapshot.
 
     State that is damaged, or of other topics or rules, is removed and rebuilt.
     """
-    path = directory / f"p{number}"
-    restored = directory / f"p{number}.restored"
+    restored = path.with_suffix(".restored")
     shutil.rmtree(restored, ignore_errors=True)
     store: RocksStore | None = None
     local = 0

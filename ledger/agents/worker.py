@@ -22,9 +22,9 @@ from ledger.agents.owned import OwnedPartition, open_state
 from ledger.errors import LedgerError, MissingRecords, StateError, TopicError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster
+from ledger.places import Place, take_place
 from ledger.projections.partition import Origin
 from ledger.settings import Settings
-from ledger.slots import Slot, take_slot
 from ledger.snapshots import Snapshots
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class LedgerApp(ChunkedApp):
         self.owned: dict[int, OwnedPartition] = {}
         self._parked: dict[int, OwnedPartition] = {}  # open, but not ours to fold now
         self._progress: Progress = {}
-        self._slot: Slot | None = None
+        self._place: Place | None = None
         self._origin: Origin | None = None
         self._snapshots = Snapshots(settings.snapshot_dir, settings.topic_prefix)
         self._executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ledger")
@@ -65,15 +65,14 @@ class LedgerApp(ChunkedApp):
 
     async def on_first_start(self) -> None:
         """Prepare topics and the place on disk before Faust subscribes."""
-        parent = self.settings.state_dir / "worker"
         try:
-            self._slot = take_slot(parent / (self.settings.topic_prefix or "default"))
+            self._place = take_place(self.settings.state_dir / self.settings.topic("worker"))
             await super().on_first_start()
             self._origin = await self._in_executor(self.cluster.ensure_topics)
         except (LedgerError, KafkaException, OSError) as error:
             self.fail(str(error))
             return
-        logger.info("worker in %s, Kafka at %s", self._slot.directory, self.cluster.bootstrap)
+        logger.info("worker in %s, Kafka at %s", self._place.directory, self.cluster.bootstrap)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         self._start(self._flush_forever())
 
@@ -150,14 +149,14 @@ class LedgerApp(ChunkedApp):
             logger.info("folding partitions %s", ", ".join(map(str, numbers)) or "none")
 
     async def _open(self, number: int, origin: Origin) -> OwnedPartition:
-        assert self._slot is not None
+        assert self._place is not None
         owned = self._parked.pop(number, None)
         if owned is not None and (owned.lost or owned.partition.origin != origin):
             await self._in_executor(owned.close)
             owned = None
         if owned is None:
             store, partition = await self._in_executor(
-                open_state, self._slot.directory, number, origin, self._snapshots
+                open_state, self._place.partition(number), number, origin, self._snapshots
             )
             owned = OwnedPartition(number, store, partition)
         await self._in_executor(owned.acquire, self.cluster)
@@ -360,7 +359,7 @@ def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
         broker_request_timeout=30.0,
         consumer_auto_offset_reset="none",
         consumer_max_fetch_size=4 << 20,
-        datadir=settings.state_dir / "worker" / "faust",
+        datadir=settings.state_dir / "faust",
         store="memory://",
         stream_buffer_maxsize=256,
         stream_wait_empty=False,

@@ -292,6 +292,10 @@ class Partition:
             if kind == ORDER_KIND and owner:
                 yield Order.decode(owner, order_id, value)
 
+    def execution(self, account: str, order_id: str, fill_id: str) -> Execution:
+        """Return a fill and its bust as of now, both None where they are not known."""
+        return self._execution(self._order(account, order_id), fill_id)
+
     def executions(self, order: Order) -> Iterator[tuple[str, Execution]]:
         """Yield all fills and busts of an order by their fill id."""
         yield from order.fills.items()

@@ -1,7 +1,7 @@
 """Places on disk for several processes of one kind that share a state directory.
 
-A process takes the first free slot and keeps it locked until it ends, however it ends. The next
-process finds the slot free, with whatever state was left in it.
+A process takes the first free place and keeps it locked until it ends, however it ends: the lock is
+the operating system's. The next process finds the place free, with whatever state was left in it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ from ledger.errors import StateError
 _MOST: Final = 1000
 
 
-class Slot:
+class Place:
     """A directory that is this process's alone."""
 
     def __init__(self, directory: Path, lock: IO[str]) -> None:
         self.directory = directory
         self._lock = lock
 
+    def partition(self, number: int) -> Path:
+        """Return the directory of one partition's state."""
+        return self.directory / f"p{number}"
+
     def release(self) -> None:
-        """Let another process take the slot."""
+        """Let another process take the place."""
         self._lock.close()
 
 
-def take_slot(parent: Path) -> Slot:
+def take_place(parent: Path) -> Place:
     """Return the first directory `parent/0`, `parent/1`, … that no other process has taken.
 
     Raises:
@@ -45,5 +49,5 @@ def take_slot(parent: Path) -> Slot:
         except BlockingIOError:
             lock.close()
             continue
-        return Slot(directory, lock)
-    raise StateError(f"All {_MOST} slots in {parent} are taken.")
+        return Place(directory, lock)
+    raise StateError(f"All {_MOST} places in {parent} are taken.")
