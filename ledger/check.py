@@ -8,19 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from ledger import digests
 from ledger.amounts import plain
+from ledger.comparison import Difference, differences, refusals
 from ledger.errors import MissingRecords
-from ledger.events import INPUT_TOPICS, RULES_VERSION
+from ledger.events import INPUT_TOPICS
 from ledger.flags import Flag, Tally, all_cases, tally
-from ledger.kafka import BALANCES, Cluster, Slot
+from ledger.kafka import Cluster, Slot
 from ledger.positions import Watermarks
-from ledger.projections.accounts import Texts
 from ledger.projections.partition import Counts, Origin, Partition, Watermark
 from ledger.published import (
-    Mark,
     PublishedPartition,
     add_counts,
     conservation,
@@ -31,35 +30,6 @@ from ledger.rebuild import Rebuilder, watermarks_json
 
 DIFFERENCES_SHOWN: Final = 100
 """How many differences are kept to be shown; all are counted."""
-
-Kind = Literal["rules_version", "topic_ids", "mark", "state_digest", "counts", "row"]
-"""What differs: what the tables were made by or from, a mark missing beside rows, the state's
-digest or counts, or one row."""
-
-_TOTALS: Final = ("debits", "credits", "hold")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing of which tables and topics say otherwise; None where one side has nothing."""
-
-    partition: int
-    kind: Kind
-    published: Any
-    rebuilt: Any
-    account: str | None = None
-    asset: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the difference as `--json` prints it."""
-        where = {} if self.account is None else {"account": self.account, "asset": self.asset}
-        return {
-            "partition": self.partition,
-            "kind": self.kind,
-            **where,
-            "published": self.published,
-            "rebuilt": self.rebuilt,
-        }
 
 
 @dataclass
@@ -155,7 +125,15 @@ class Auditor:
 
         def compare(partition: Partition) -> None:
             if partition.number in tables.compared:
-                tables.add(_compare(partition, published[partition.number]))
+                tables.add(
+                    differences(
+                        partition.number,
+                        published[partition.number],
+                        partition.state_digest(),
+                        partition.counts,
+                        partition.balances(),
+                    )
+                )
 
         rebuilt = self._rebuilder.rebuild(start, ends, at_start=compare).partitions
         partitions = list(rebuilt.values())
@@ -180,7 +158,7 @@ class Auditor:
         for number, found in published.items():
             start[number] = ends[number]
             mark = found.mark
-            refused = list(_refused(number, found, self._origin))
+            refused = list(refusals(number, found, self._origin))
             tables.add(iter(refused))
             if mark is None or refused:
                 behind = sum(ends[number].values())
@@ -200,47 +178,3 @@ class Auditor:
                 slot: Slot = (topic, number)
                 earliest = self._cluster.earliest([slot])[slot]
                 raise MissingRecords(topic, number, mark[topic], earliest, end[topic])
-
-
-def _refused(number: int, found: PublishedPartition, origin: Origin) -> Iterator[Difference]:
-    """Yield why tables cannot be compared: made by other rules or from other topics."""
-    mark = found.mark
-    if mark is None:
-        if found.accounts:
-            rows = f"{len(found.accounts)} accounts in {BALANCES}:{number} without a mark"
-            yield Difference(number, "mark", rows, None)
-        return
-    if mark.rules_version != RULES_VERSION:
-        yield Difference(number, "rules_version", mark.rules_version, RULES_VERSION)
-    if mark.topic_ids != origin.topic_ids:
-        yield Difference(number, "topic_ids", mark.topic_ids, origin.topic_ids)
-    if set(mark.watermark) != set(INPUT_TOPICS):
-        yield Difference(number, "mark", mark.watermark, None)
-
-
-def _compare(partition: Partition, found: PublishedPartition) -> Iterator[Difference]:
-    number, mark = partition.number, found.mark
-    assert isinstance(mark, Mark)
-    digest = partition.state_digest()
-    if mark.state_digest != digest:
-        yield Difference(number, "state_digest", mark.state_digest, digest)
-    if mark.counts != partition.counts:
-        counts = {topic: dict(verdicts) for topic, verdicts in partition.counts.items()}
-        yield Difference(number, "counts", mark.counts, counts)
-    unseen = dict(found.accounts)
-    for account, texts in partition.balances():
-        yield from _rows_differ(number, account, unseen.pop(account, {}), texts)
-    for account, texts in unseen.items():
-        yield from _rows_differ(number, account, texts, {})
-
-
-def _rows_differ(number: int, account: str, left: Texts, right: Texts) -> Iterator[Difference]:
-    if left == right:
-        return
-    for asset in sorted(left.keys() | right.keys()):
-        if left.get(asset) != right.get(asset):
-            yield Difference(number, "row", _row(left, asset), _row(right, asset), account, asset)
-
-
-def _row(texts: Texts, asset: str) -> dict[str, str] | None:
-    return dict(zip(_TOTALS, texts[asset], strict=True)) if asset in texts else None

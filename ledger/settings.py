@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     management_port: Port | None = None
 
     flush_interval_s: float = Field(0.5, gt=0, le=60, description="how often tables are published")
-    flush_records: int = Field(20_000, ge=1, description="publish earlier after so many records")
+    flush_records: int = Field(10_000, ge=1, description="publish earlier after so many records")
     snapshot_interval_s: float = Field(60.0, gt=0, description="how often snapshots are written")
     snapshots_kept: int = Field(8, ge=1, description="snapshots kept per partition")
     chunk_records: int = Field(2_000, ge=1, le=100_000, description="records per Faust message")

@@ -6,6 +6,7 @@ entries of an account lie together; see `ledger.projections.entries`.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
@@ -31,6 +32,7 @@ class MemoryStore:
 
     def __init__(self, entries: Mapping[bytes, bytes] | None = None) -> None:
         self._entries: dict[bytes, bytes] = dict(entries or {})
+        self._sorted: list[bytes] | None = None  # of the keys, until one is added or removed
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a key, or None."""
@@ -38,13 +40,23 @@ class MemoryStore:
 
     def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries whose key begins with `prefix`, in key order."""
-        for key in sorted(key for key in self._entries if key.startswith(prefix)):
+        if self._sorted is None:
+            self._sorted = sorted(self._entries)
+        keys = self._sorted
+        for place in range(bisect_left(keys, prefix), len(keys)):
+            key = keys[place]
+            if not key.startswith(prefix):
+                return
             yield key, self._entries[key]
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Put every entry, delete those whose value is None."""
+        before = len(self._entries)
+        removed = False
         for key, value in changes.items():
             if value is None:
-                self._entries.pop(key, None)
+                removed |= self._entries.pop(key, None) is not None
             else:
                 self._entries[key] = value
+        if removed or len(self._entries) != before:
+            self._sorted = None

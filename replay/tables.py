@@ -10,12 +10,13 @@ from typing import Any, Final
 from rich.markup import escape
 
 from ledger.amounts import plain
+from ledger.comparison import Difference
 from ledger.console import out, print_table
 from ledger.events import INPUT_TOPICS
 from ledger.positions import format_positions
 from ledger.projections.partition import VERDICTS
 from replay.results import PartitionReplay, Replay, Shown
-from replay.verify import Difference, Verification
+from replay.verify import Verification
 
 ROWS: Final = 20
 """Rows of a table before the rest is only counted."""
@@ -161,7 +162,7 @@ def _verification(verification: Verification) -> None:
         if difference.kind == "rules_version":
             out.print(
                 f"Partition {difference.partition} was published by rules version "
-                f"{difference.published}, this is version {difference.replayed}: not compared. "
+                f"{difference.published}, this is version {difference.rebuilt}: not compared. "
                 "Workers of this version publish it anew."
             )
         if difference.kind == "topic_ids":
@@ -172,7 +173,7 @@ def _verification(verification: Verification) -> None:
     if verification.differences:
         _print_first(
             "Published tables and topics differ",
-            ["partition", "what", "account", "asset", "published", "replayed"],
+            ["partition", "what", "account", "asset", "published", "rebuilt"],
             [row for difference in verification.differences for row in _rows(difference)],
             right=["partition"],
         )
@@ -187,7 +188,7 @@ def _verification(verification: Verification) -> None:
 def _rows(difference: Difference) -> Iterable[Sequence[object]]:
     """Yield a difference's rows of the table: one for each total or count that differs."""
     where = (difference.account or "", difference.asset or "")
-    left, right = _flat(difference.published), _flat(difference.replayed)
+    left, right = _flat(difference.published), _flat(difference.rebuilt)
     for name in dict.fromkeys((*left, *right)):
         if left.get(name) != right.get(name):
             what = f"{difference.kind} {name}".strip()

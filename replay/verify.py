@@ -2,47 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from ledger.events import INPUT_TOPICS, RULES_VERSION
+from ledger.comparison import Difference, differences, refusals
+from ledger.events import INPUT_TOPICS
 from ledger.positions import Watermarks
-from ledger.projections.accounts import Texts
 from ledger.projections.partition import Origin
-from ledger.published import Mark, PublishedPartition
+from ledger.published import PublishedPartition
 from replay.results import PartitionReplay
-
-Kind = Literal["rules_version", "topic_ids", "mark", "state_digest", "counts", "row"]
-"""What differs: what the tables were made by or from, the partition's mark, or one row.
-
-`mark` is a mark that is missing beside rows, or names other topics than the input topics.
-"""
-
-_TOTALS = ("debits", "credits", "hold")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing of which tables and topics say otherwise; None where one side has nothing."""
-
-    partition: int
-    kind: Kind
-    published: Any
-    replayed: Any
-    account: str | None = None
-    asset: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the difference as `--json` prints it."""
-        where = {} if self.account is None else {"account": self.account, "asset": self.asset}
-        return {
-            "partition": self.partition,
-            "kind": self.kind,
-            **where,
-            "published": self.published,
-            "replayed": self.replayed,
-        }
 
 
 @dataclass(frozen=True)
@@ -83,7 +52,7 @@ def published_watermarks(published: Mapping[int, PublishedPartition], origin: Or
     """Return how far each partition's tables go; 0 where they are not comparable with `origin`."""
     marks: Watermarks = {}
     for number, tables in published.items():
-        comparable = tables.mark is not None and not list(_refused(number, tables.mark, origin))
+        comparable = tables.mark is not None and not list(refusals(number, tables, origin))
         marks[number] = (
             dict(tables.mark.watermark)
             if comparable and tables.mark is not None
@@ -109,59 +78,22 @@ def verify(
     found = Verification(lag_records=_lag(published_watermarks(published, origin), ends))
     compared: set[str] = set()
     for number, tables in sorted(published.items()):
-        if tables.mark is None:
-            if tables.accounts:
-                rows = f"{len(tables.accounts)} accounts without a mark"
-                found.differences.append(Difference(number, "mark", rows, None))
-            else:
-                found.unpublished.append(number)
-            continue
-        refused = list(_refused(number, tables.mark, origin))
+        refused = list(refusals(number, tables, origin))
+        found.differences.extend(refused)
         if refused:
-            found.differences.extend(refused)
+            continue
+        if tables.mark is None:
+            found.unpublished.append(number)
             continue
         found.compared.append(number)
-        after = replayed[number].after
-        compared |= tables.accounts.keys() | after.keys()
-        found.differences.extend(_marks_differ(tables.mark, replayed[number]))
-        found.differences.extend(_rows_differ(number, tables.accounts, after))
+        rebuilt = replayed[number]
+        compared |= tables.accounts.keys() | rebuilt.after.keys()
+        found.differences.extend(
+            differences(number, tables, rebuilt.state_digest, rebuilt.counts, rebuilt.after.items())
+        )
     return Verification(
         found.compared, found.unpublished, len(compared), found.lag_records, found.differences
     )
-
-
-def _refused(number: int, mark: Mark, origin: Origin) -> Iterator[Difference]:
-    """Yield why tables cannot be compared: made by other rules or from other topics."""
-    if mark.rules_version != RULES_VERSION:
-        yield Difference(number, "rules_version", mark.rules_version, RULES_VERSION)
-    if mark.topic_ids != origin.topic_ids:
-        yield Difference(number, "topic_ids", mark.topic_ids, origin.topic_ids)
-    if set(mark.watermark) != set(INPUT_TOPICS):
-        yield Difference(number, "mark", mark.watermark, None)
-
-
-def _marks_differ(mark: Mark, replayed: PartitionReplay) -> Iterator[Difference]:
-    number = replayed.partition
-    if mark.state_digest != replayed.state_digest:
-        yield Difference(number, "state_digest", mark.state_digest, replayed.state_digest)
-    if mark.counts != replayed.counts:
-        yield Difference(number, "counts", mark.counts, replayed.counts)
-
-
-def _rows_differ(
-    number: int, published: Mapping[str, Texts], replayed: Mapping[str, Texts]
-) -> Iterator[Difference]:
-    for account in sorted(published.keys() | replayed.keys()):
-        left, right = published.get(account, {}), replayed.get(account, {})
-        for asset in sorted(left.keys() | right.keys()):
-            if left.get(asset) != right.get(asset):
-                yield Difference(
-                    number, "row", _row(left, asset), _row(right, asset), account, asset
-                )
-
-
-def _row(texts: Texts, asset: str) -> dict[str, str] | None:
-    return dict(zip(_TOTALS, texts[asset], strict=True)) if asset in texts else None
 
 
 def _lag(marks: Watermarks, ends: Watermarks) -> int:

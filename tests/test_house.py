@@ -30,6 +30,7 @@ PURE = [
 PURE_MODULES = {path.removesuffix(".py").replace("/", ".") for path in PURE} | {"ledger.errors"}
 STANDARD = {
     "__future__",
+    "bisect",
     "collections",
     "dataclasses",
     "datetime",

@@ -232,7 +232,7 @@ def test_missing_extra_and_differing_rows_are_named() -> None:
             "account": "@external",
             "asset": "USD",
             "published": None,
-            "replayed": dict(zip(totals, ("5", "1", "0"), strict=True)),
+            "rebuilt": dict(zip(totals, ("5", "1", "0"), strict=True)),
         },
         {
             "partition": 0,
@@ -240,7 +240,7 @@ def test_missing_extra_and_differing_rows_are_named() -> None:
             "account": "a",
             "asset": "EUR",
             "published": dict(zip(totals, ("0", "1", "0"), strict=True)),
-            "replayed": None,
+            "rebuilt": None,
         },
         {
             "partition": 0,
@@ -248,7 +248,7 @@ def test_missing_extra_and_differing_rows_are_named() -> None:
             "account": "a",
             "asset": "USD",
             "published": dict(zip(totals, ("1", "5", "2"), strict=True)),
-            "replayed": dict(zip(totals, ("1", "5", "0"), strict=True)),
+            "rebuilt": dict(zip(totals, ("1", "5", "0"), strict=True)),
         },
     ]
 

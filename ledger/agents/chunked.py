@@ -45,10 +45,12 @@ class Chunk:
     """Records of one partition in offset order; to Faust, one message.
 
     `number` counts the partition's chunks within an epoch from 0; `next_offset` is the position
-    after them, transaction markers included, so there may be no records at all.
+    after them, transaction markers included, so there may be no records at all. `behind` is how
+    many offsets the broker is known to have after that.
     """
 
     __slots__ = (
+        "behind",
         "checksum",
         "epoch",
         "headers",
@@ -67,12 +69,19 @@ class Chunk:
     )
 
     def __init__(
-        self, where: TopicPartition, records: list[Any], next_offset: int, epoch: int, number: int
+        self,
+        where: TopicPartition,
+        records: list[Any],
+        next_offset: int,
+        behind: int,
+        epoch: int,
+        number: int,
     ) -> None:
         self.topic: str = where.topic
         self.partition: int = where.partition
         self.records = records
         self.next_offset = next_offset
+        self.behind = behind
         self.epoch = epoch
         self.number = number
         # What Faust reads of a record:
@@ -144,28 +153,32 @@ class _Thread(driver.AIOKafkaConsumerThread):
         )
         # From the drain to here nothing was awaited: epoch and positions belong to the records.
         chunks: dict[TopicPartition, list[Chunk]] = {}
-        positions = self.positions()
+        states = self._fetch_states()
         for where, before in self._next_offsets.items():
-            records = drained.get(where)
-            after = positions.get(where, before)
-            if records or after > before:
+            state = states.get(where)
+            if state is None:
+                continue
+            after = state._position
+            if after > before:
                 number = self._numbers[where]
                 self._numbers[where] = number + 1
                 self._next_offsets[where] = after
-                chunks[where] = [Chunk(where, records or [], after, self.epoch, number)]
+                behind = max(0, (state.highwater or 0) - after)
+                records = drained.get(where, [])
+                chunks[where] = [Chunk(where, records, after, behind, self.epoch, number)]
         return chunks
 
     async def crash(self, reason: BaseException) -> None:
         self.app.fail(f"Faust's consumer thread failed: {reason!r}")
 
-    # What follows runs in the consumer thread's loop; see `ChunkedApp.in_thread`.
-
-    def positions(self) -> dict[TopicPartition, int]:
+    def _fetch_states(self) -> dict[TopicPartition, Any]:
         subscription = self.kafka_consumer._subscription.subscription
         assignment = subscription and subscription.assignment
         if not assignment:
             return {}
-        return {tp: assignment.state_value(tp)._position for tp in assignment.tps}
+        return {where: assignment.state_value(where) for where in assignment.tps}
+
+    # What follows runs in the consumer thread's loop; see `ChunkedApp.in_thread`.
 
     async def resume(self, epoch: int, offsets: Mapping[TopicPartition, int]) -> bool:
         if self.epoch != epoch:

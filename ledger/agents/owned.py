@@ -37,6 +37,7 @@ from ledger.snapshots import Snapshots
 logger = logging.getLogger(__name__)
 
 _RESTORE_BATCH: Final = 20_000
+_CATCHING_UP: Final = 8  # times the flush interval
 
 
 def open_state(
@@ -102,7 +103,9 @@ class OwnedPartition:
         self.store = store
         self.epoch = -1
         self.expected: dict[str, int] = {}  # topic to the number of its next chunk
+        self.behind: dict[str, int] = {}  # topic to offsets that the broker is known to have more
         self.unsettled = 0  # records applied but not yet in the store
+        self.flushed_at = time.monotonic()
         self.settled: Watermark = dict(partition.watermark)
         self.snapshot_at = time.monotonic()
         self.snapshotted: Watermark = dict(partition.watermark)
@@ -152,6 +155,18 @@ class OwnedPartition:
 
     # -- flushing
 
+    def is_due(self, interval_s: float, records: int) -> bool:
+        """Return whether it is time to flush.
+
+        A partition that is catching up is flushed less often: many of its records change the same
+        accounts, and nobody waits for the rows in between.
+        """
+        catching_up = sum(self.behind.values()) > records
+        age_s = time.monotonic() - self.flushed_at
+        return self.unsettled >= records or age_s >= interval_s * (
+            _CATCHING_UP if catching_up else 1
+        )
+
     async def flush(self, cluster: Cluster, executor: Executor) -> bool:
         """Publish and store what changed; return whether all of it is settled.
 
@@ -164,6 +179,7 @@ class OwnedPartition:
             if not self.partition.is_dirty and not self._everything:
                 return True
             flushed = self.unsettled
+            self.flushed_at = time.monotonic()
             frozen = self.partition.freeze()
             records = self._outgoing(frozen, cluster.settings.topic)
             if records:
@@ -247,9 +263,8 @@ def _dead_letter(topic: str, partition: int, rejected: Rejected) -> Outgoing:
     record: Any = rejected.record
     source = f"{rejected.topic}:{partition}:{record.offset}".encode()
     headers: Headers = list(record.headers)
-    if record.key is not None:
-        headers.append(("key", record.key))
     headers += [
+        ("key", record.key),  # None stays None: the last four headers are always ours
         ("source", source),
         ("reason", rejected.reason.encode()),
         ("detail", rejected.detail.encode(errors="replace")[:1000]),

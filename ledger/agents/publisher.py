@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
+import msgspec
 from confluent_kafka import KafkaException, Producer
 
 from ledger.errors import LedgerError, UnreachableError
@@ -28,15 +28,14 @@ class FencedError(LedgerError):
     """Another worker has taken the partition over; nothing more can be published by this one."""
 
 
-@dataclass(frozen=True)
-class Outgoing:
+class Outgoing(msgspec.Struct, frozen=True, gc=False):
     """One record to publish; `partition` -1 leaves the choice to the partitioner."""
 
     topic: str
     partition: int
     key: bytes
     value: bytes | None
-    headers: Headers = field(default_factory=list)
+    headers: Headers | None = None
 
 
 class Publisher:

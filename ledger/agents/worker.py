@@ -36,7 +36,8 @@ _STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
 _LEAVE_S: Final = 0.8
 _STUCK_S: Final = 60.0
-_MOST_UNSETTLED: Final = 10  # times flush_records
+_LOOK_S: Final = 0.05
+_MOST_UNSETTLED: Final = 4  # times flush_records
 
 _T = TypeVar("_T")
 
@@ -140,6 +141,7 @@ class LedgerApp(ChunkedApp):
             for owned in opened:
                 owned.epoch = epoch
                 owned.expected = dict.fromkeys(INPUT_TOPICS, 0)
+                owned.behind = {}
                 self.owned[owned.number] = owned
                 self._progress[owned.number] = sum(owned.settled.values())
             left_over = [self._parked.pop(number) for number in list(self._parked)]
@@ -188,6 +190,7 @@ class LedgerApp(ChunkedApp):
             owned.expected[topic] += 1
             owned.partition.apply(topic, chunk.records, chunk.next_offset)
             owned.unsettled += len(chunk.records)
+            owned.behind[topic] = chunk.behind
             while (
                 owned.unsettled > _MOST_UNSETTLED * self.settings.flush_records
                 and self._is_current(owned, chunk)
@@ -208,28 +211,21 @@ class LedgerApp(ChunkedApp):
     # -- flushing
 
     async def _flush_forever(self) -> None:
+        interval_s, records = self.settings.flush_interval_s, self.settings.flush_records
         try:
             while not self._closing:
-                started = time.monotonic()
-                owned = list(self.owned.values())
-                await self._flush_all(owned, None)
-                if owned and not self._closing:
-                    await self._commit(self.epoch, owned)
-                    await self._snapshot_one(owned)
+                due = [o for o in self.owned.values() if o.is_due(interval_s, records)]
+                if due:
+                    await self._flush_all(due, None)
+                    if not self._closing:
+                        await self._commit(self.epoch, due)
+                        await self._snapshot_one(due)
                 self._drop_lost()
-                await self._until_next_flush(started)
+                await asyncio.sleep(min(_LOOK_S, interval_s))
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # noqa: BLE001 - without flushes nothing is durable
             self.fail(f"The tables could not be flushed: {error!r}")
-
-    async def _until_next_flush(self, started: float) -> None:
-        """Wait for the interval, or less where many records wait to be published."""
-        interval = self.settings.flush_interval_s
-        while time.monotonic() - started < interval and not self._closing:
-            if any(o.unsettled >= self.settings.flush_records for o in self.owned.values()):
-                return
-            await asyncio.sleep(min(0.05, interval))
 
     async def _flush_all(self, partitions: list[OwnedPartition], timeout_s: float | None) -> None:
         flushes = asyncio.gather(*(o.flush(self.cluster, self._executor) for o in partitions))

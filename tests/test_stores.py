@@ -1,0 +1,83 @@
+"""One conformance suite for every store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ledger.errors import StateError
+from ledger.rocks import RocksStore
+from ledger.store import MemoryStore, Store
+
+KEYS = st.binary(min_size=1, max_size=4)
+CHANGES = st.dictionaries(KEYS, st.none() | st.binary(max_size=8), max_size=6)
+
+
+@pytest.fixture(params=["memory", "rocksdb"])
+def new_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    opened: list[RocksStore] = []
+
+    def make() -> Store:
+        if request.param == "memory":
+            return MemoryStore()
+        opened.append(RocksStore(tmp_path / str(len(opened))))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(CHANGES, max_size=6), prefix=st.binary(max_size=2))
+def test_a_store_is_a_sorted_mapping(
+    new_store: Callable[[], Store], batches: list[dict[bytes, bytes | None]], prefix: bytes
+) -> None:
+    store, model = new_store(), dict[bytes, bytes]()
+    for changes in batches:
+        store.write(changes)
+        for key, value in changes.items():
+            if value is None:
+                model.pop(key, None)
+            else:
+                model[key] = value
+        assert list(store.scan()) == sorted(model.items())
+        assert list(store.scan(prefix)) == sorted(
+            (key, value) for key, value in model.items() if key.startswith(prefix)
+        )
+        for key in changes:
+            assert store.get(key) == model.get(key)
+
+
+def test_a_scan_does_not_see_what_is_written_meanwhile(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path)
+    store.write({b"a": b"1", b"b": b"1"})
+    entries = store.scan()
+    assert next(entries) == (b"a", b"1")
+    store.write({b"b": b"2", b"c": b"2"})
+    assert list(entries) == [(b"b", b"1")]
+    store.close()
+
+
+def test_rocksdb_keeps_what_was_written_and_lets_go_of_its_lock(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path)
+    store.write({b"a": b"1"})
+    with pytest.raises(StateError, match="cannot be opened"):
+        RocksStore(tmp_path)
+    store.close()
+    again = RocksStore(tmp_path)
+    assert again.get(b"a") == b"1"
+    again.close()
+
+
+def test_a_damaged_database_is_refused_with_its_place(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path)
+    store.write({b"a": b"1"})
+    store.close()
+    (tmp_path / "CURRENT").write_bytes(b"garbage\n")
+    with pytest.raises(StateError, match=str(tmp_path)):
+        RocksStore(tmp_path)
