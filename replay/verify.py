@@ -89,7 +89,9 @@ def verify(
         rebuilt = replayed[number]
         compared |= tables.accounts.keys() | rebuilt.after.keys()
         found.differences.extend(
-            differences(number, tables, rebuilt.state_digest, rebuilt.counts, rebuilt.after.items())
+            differences(
+                number, tables, rebuilt.state_digest, rebuilt.counts, sorted(rebuilt.after.items())
+            )
         )
     return Verification(
         found.compared, found.unpublished, len(compared), found.lag_records, found.differences

@@ -194,13 +194,7 @@ def _backwards(event: Event) -> bytes:
     return b"\r\n\t " + _dumped(dict(reversed(event.items()))) + b" \n"
 
 
-def _named_twice(event: Event) -> bytes:
-    """Each name twice, null first; the last one counts."""
-    nulls = _dumped(dict.fromkeys(event))
-    return nulls[:-1] + b", " + _dumped(event)[1:]
-
-
-SPELLINGS: tuple[Callable[[Event], bytes], ...] = (_dumped, _escaped, _backwards, _named_twice)
+SPELLINGS: tuple[Callable[[Event], bytes], ...] = (_dumped, _escaped, _backwards)
 
 AMOUNTS = ("price", "quantity", "limit_price", "reserve", "quote_quantity", "fee", "amount")
 
@@ -348,11 +342,17 @@ VERSIONS = (
 _POSITIONS = st.integers(0, 400)
 
 
+def _doubled(value: bytes) -> bytes:
+    """Each name twice, saying the same: readers might differ where it does not."""
+    return value[:-1] + b", " + value[1:]
+
+
 def edits() -> SearchStrategy[Edit]:
     """Changes to a record's bytes; the record may be valid even then."""
     return st.one_of(
         st.builds(_with_byte, _POSITIONS, st.sampled_from(b'\x00\x1f "\\{}:,-.0129eE\xc3\xff')),
         st.builds(_without_byte, _POSITIONS),
+        st.just(_doubled),
         st.builds(_cut, _POSITIONS),
         st.builds(_replacing, st.just(b'"version": 1'), st.sampled_from(VERSIONS)),
         st.builds(

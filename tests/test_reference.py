@@ -219,7 +219,7 @@ def test_an_account_may_be_overdrawn_and_is_flagged() -> None:
 
 
 @example
-def test_a_hold_above_the_balance_overdraws_what_is_available() -> None:
+def test_a_hold_above_the_balance_overdraws_nothing() -> None:
     """
     applied  alice deposited transfer_id=d1 amount=199
     applied  alice order_placed order_id=o1 quantity=2 limit_price=100
@@ -229,7 +229,6 @@ def test_a_hold_above_the_balance_overdraws_what_is_available() -> None:
     = @external  USD  399  0    0
     = alice      USD  0    199  200
     = bob        USD  0    200  200
-    flag overdrawn alice USD
     """
 
 
@@ -454,7 +453,6 @@ def test_a_market_buy_without_reserve_holds_nothing() -> None:
     order alice o1 open 0 0 2 0 USD
     order alice o2 open 0 0 2 0 USD
     order alice o3 open 0 0 2 7 USD
-    flag overdrawn alice USD
     """
 
 
@@ -1088,9 +1086,6 @@ DEPOSIT = json.dumps(VALID["deposited"]).encode()
         DEPOSIT,
         b" \t\r\n" + DEPOSIT + b"\n",
         DEPOSIT.replace(b"deposited", b"\\u0064eposited"),
-        DEPOSIT.replace(b'"version": 1', b'"version": 2, "version": 1'),
-        DEPOSIT.replace(b'"version": 1', b'"version": null, "version": 1'),
-        DEPOSIT.replace(b'"version": 1', b'"version": 1.5, "version": 1'),
     ],
 )
 def test_json(value: bytes) -> None:
@@ -1108,6 +1103,8 @@ def test_json(value: bytes) -> None:
         b"[" * 100_000,
         b'{"a":' * 100_000,
         b"[" + DEPOSIT + b"]",
+        DEPOSIT.replace(b'"version": 1', b'"version": 1, "version": 1'),
+        DEPOSIT.replace(b'"version": 1', b'"version": null, "version": 1'),
         DEPOSIT + DEPOSIT,
         DEPOSIT[:-1],
         b"\xef\xbb\xbf" + DEPOSIT,
