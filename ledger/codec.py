@@ -160,13 +160,19 @@ def _why(topic: str, value: bytes, error: msgspec.ValidationError) -> InvalidRec
     try:
         found = _TYPE.decode(value).type
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return InvalidRecord("form", str(error))
+        return InvalidRecord("form", _sentence(error))
     right = topic_of(found)
     if right is None:
         return InvalidRecord("type", f"'{found[:64]}' is no type of event")
     if right != topic:
         return InvalidRecord("topic", f"'{found}' events belong to the topic '{right}'")
-    return InvalidRecord("form", str(error))
+    return InvalidRecord("form", _sentence(error))
+
+
+def _sentence(error: msgspec.ValidationError) -> str:
+    """Return msgspec's message with the field first, as all our messages have it."""
+    message, _, path = str(error).partition(" - at `$.")
+    return f"{path.rstrip('`')}: {message}" if path else message
 
 
 DECODERS: dict[str, Callable[[bytes | None], AnyEvent]] = {t: _decoder(t) for t in INPUT_TOPICS}
