@@ -1,4 +1,4 @@
-"""The event definitions: what the door and the stream accept, the schemas, and the posting rules."""
+"""The event definitions: what door and stream accept, the schemas, and the posting rules."""
 
 from __future__ import annotations
 

@@ -19,16 +19,13 @@ _decode = msgspec.json.Decoder(Texts).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Row:
+class Row(msgspec.Struct, gc=False):
     """The totals of one asset. Debits and credits only grow; `hold` follows the open orders."""
 
-    __slots__ = ("credits", "debits", "hold", "texts")
-
-    def __init__(self, debits: Decimal, credits_: Decimal, hold: Decimal) -> None:
-        self.debits = debits
-        self.credits = credits_
-        self.hold = hold
-        self.texts: tuple[str, str, str] | None = None  # set None by whoever changes a total
+    debits: Decimal = ZERO
+    credits: Decimal = ZERO
+    hold: Decimal = ZERO
+    texts: tuple[str, str, str] | None = None  # set None by whoever changes a total
 
 
 class Account:
@@ -55,7 +52,7 @@ class Account:
         """Return the totals of an asset, to be changed in place."""
         row = self.rows.get(asset)
         if row is None:
-            row = self.rows[asset] = Row(ZERO, ZERO, ZERO)
+            row = self.rows[asset] = Row()
         else:
             row.texts = None
         return row

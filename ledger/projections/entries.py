@@ -131,7 +131,7 @@ class Bust(Fact, frozen=True):
     reason: str
 
 
-class Execution(Struct, array_like=True):
+class Execution(Struct, array_like=True, gc=False):
     """A fill and its bust, either of which may come first."""
 
     fill: Fill | None = None

@@ -15,7 +15,7 @@ import msgspec
 from ledger.amounts import ZERO, add, multiply, plain, subtract
 from ledger.events import split_instrument
 from ledger.journal import notional_of
-from ledger.projections.entries import Amended, Closed, Execution, Fill, Placed
+from ledger.projections.entries import Amended, Closed, Execution, Fill, Placed, order_key
 
 INLINE: Final = 16
 """How many fills, and how many amendments, an order holds itself. Part of the state's form."""
@@ -43,55 +43,43 @@ _decode = msgspec.json.Decoder(_Stored).decode
 _encode = msgspec.json.Encoder().encode
 
 
-class Order:
+class Order(msgspec.Struct, gc=False):
     """What is known of an order.
 
     `filled` is the base quantity of the fills that count, `used` what they took of the hold asset
-    (before it is cut off at 0): those not busted, of the order's own instrument and side.
+    (before it is cut off at 0): those not busted, of the order's own instrument and side. `held` is
+    what the order adds to its account's hold now, `element` belongs to its stored entry (0 where
+    there is none).
     """
 
-    __slots__ = (
-        "account",
-        "amendments",
-        "cancelled",
-        "element",
-        "filled",
-        "fills",
-        "held",
-        "limit_price",
-        "more_amendments",
-        "more_fills",
-        "order_id",
-        "placed",
-        "quantity",
-        "rejected",
-        "reserve",
-        "used",
-    )
+    account: str
+    order_id: str
+    key: str
+    element: int = 0
+    held: Decimal = ZERO
+    placed: Placed | None = None
+    cancelled: Closed | None = None
+    rejected: Closed | None = None
+    quantity: Term | None = None
+    limit_price: Term | None = None
+    reserve: Term | None = None
+    filled: Decimal = ZERO
+    used: Decimal = ZERO
+    fills: dict[str, Execution] = {}
+    amendments: dict[int, Amended] = {}
+    more_fills: int = 0
+    more_amendments: int = 0
 
-    def __init__(self, account: str, order_id: str) -> None:
-        self.account = account
-        self.order_id = order_id
-        self.element = 0  # of the stored entry; 0 where there is none
-        self.held = ZERO  # what this order adds to its account's hold now
-        self.placed: Placed | None = None
-        self.cancelled: Closed | None = None
-        self.rejected: Closed | None = None
-        self.quantity: Term | None = None
-        self.limit_price: Term | None = None
-        self.reserve: Term | None = None
-        self.filled = ZERO
-        self.used = ZERO
-        self.fills: dict[str, Execution] = {}
-        self.amendments: dict[int, Amended] = {}
-        self.more_fills = 0
-        self.more_amendments = 0
+    @classmethod
+    def new(cls, account: str, order_id: str) -> Order:
+        """Return an order of which nothing is known."""
+        return cls(account, order_id, order_key(account, order_id))
 
     @classmethod
     def decode(cls, account: str, order_id: str, value: bytes) -> Order:
         """Return the order from its stored entry."""
         stored = _decode(value)
-        order = cls(account, order_id)
+        order = cls.new(account, order_id)
         order.placed = stored.placed
         order.cancelled = stored.cancelled
         order.rejected = stored.rejected

@@ -505,7 +505,7 @@ class Partition:
         if order is None:
             value = self._load(key)
             if value is None:
-                order = Order(account, order_id)
+                order = Order.new(account, order_id)
             else:
                 order = Order.decode(account, order_id, value)
                 order.element = digests.element(key.encode(), value)
@@ -514,7 +514,9 @@ class Partition:
 
     def _changed(self, order: Order) -> None:
         """Note that an order changed, and let its account's hold follow."""
-        self._dirty_orders[order_key(order.account, order.order_id)] = order
+        self._dirty_orders[order.key] = order
+        if order.placed is None:
+            return
         hold = order.hold()
         if hold != order.held:
             asset = order.hold_asset()
