@@ -54,6 +54,7 @@ def raw_producer(settings: Settings) -> Producer:
             "partitioner": "murmur2_random",
             "enable.idempotence": True,
             "linger.ms": 5,
+            "log_level": 2,
         }
     )
 
