@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from ledger.events import INPUT_TOPICS, RULES_VERSION
 from ledger.kafka import BALANCES
 from ledger.projections.accounts import Texts
-from ledger.projections.partition import Counts, Origin
+from ledger.projections.partition import Counts, Origin, require_same_partitions
 from ledger.published import PublishedPartition
 
 Kind = Literal["rules_version", "topic_ids", "mark", "state_digest", "counts", "row"]
@@ -43,7 +43,11 @@ class Difference:
 
 
 def refusals(number: int, found: PublishedPartition, origin: Origin) -> Iterator[Difference]:
-    """Yield why tables cannot be compared at all: made by other rules or from other topics."""
+    """Yield why tables cannot be compared at all: made by other rules or from other topics.
+
+    Raises:
+        TopicError: the topics had another number of partitions when the tables were made.
+    """
     mark = found.mark
     if mark is None:
         if found.accounts:
@@ -54,6 +58,8 @@ def refusals(number: int, found: PublishedPartition, origin: Origin) -> Iterator
         yield Difference(number, "rules_version", mark.rules_version, RULES_VERSION)
     if mark.topic_ids != origin.topic_ids:
         yield Difference(number, "topic_ids", mark.topic_ids, origin.topic_ids)
+    else:
+        require_same_partitions(mark.partitions, origin.partitions)
     if set(mark.watermark) != set(INPUT_TOPICS):
         yield Difference(number, "mark", mark.watermark, None)
 
@@ -88,12 +94,16 @@ def differences(
         yield from _rows_differ(number, account, texts, {})
 
 
-def _rows_differ(number: int, account: str, left: Texts, right: Texts) -> Iterator[Difference]:
-    if left == right:
+def _rows_differ(
+    number: int, account: str, published: Texts, rebuilt: Texts
+) -> Iterator[Difference]:
+    if published == rebuilt:
         return
-    for asset in sorted(left.keys() | right.keys()):
-        if left.get(asset) != right.get(asset):
-            yield Difference(number, "row", _row(left, asset), _row(right, asset), account, asset)
+    for asset in sorted(published.keys() | rebuilt.keys()):
+        if published.get(asset) != rebuilt.get(asset):
+            yield Difference(
+                number, "row", _row(published, asset), _row(rebuilt, asset), account, asset
+            )
 
 
 def _row(texts: Texts, asset: str) -> dict[str, str] | None:

@@ -66,5 +66,9 @@ class StateError(LedgerError):
     """Stored state (RocksDB, snapshot) cannot be used; it says why and what to do."""
 
 
+class StateInUse(LedgerError):  # noqa: N818 - reads better where it is raised
+    """Another process, or another part of this one, has the stored state open."""
+
+
 class StackError(LedgerError):
     """The local stack could not be started or stopped."""

@@ -30,6 +30,8 @@ from ledger.settings import DEFAULT_PARTITIONS, Settings
 BALANCES: Final = "balances"
 DEAD_LETTERS: Final = "dead-letters"
 
+LARGEST_RECORD_BYTES: Final = 16 << 20
+"""What may be published; `dead-letters` takes as much, so that what came in also goes out."""
 REQUEST_TIMEOUT_S: Final = 15.0
 _STALLED_S: Final = 30.0
 _BATCH: Final = 10_000
@@ -191,7 +193,8 @@ class Cluster:
         configs = {
             **dict.fromkeys(INPUT_TOPICS, (partitions, forever)),
             BALANCES: (partitions, {"cleanup.policy": "compact"}),
-            DEAD_LETTERS: (1, forever),
+            # A dead letter is larger than the record it was.
+            DEAD_LETTERS: (1, {**forever, "max.message.bytes": str(LARGEST_RECORD_BYTES)}),
         }
         safe = {"min.insync.replicas": "2"} if self.settings.replication >= 3 else {}
         new = [
@@ -207,7 +210,7 @@ class Cluster:
         if new:
             for topic, future in self.admin.create_topics(new, request_timeout=15.0).items():
                 try:
-                    self._ask(future.result)
+                    future.result()
                 except KafkaException as error:
                     code = error.args[0].code()
                     if code != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was quicker

@@ -19,9 +19,12 @@ from ledger.errors import TopicError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import BALANCES, Cluster, Slot
 from ledger.projections.accounts import Texts
-from ledger.projections.partition import VERDICTS, Counts, Frozen, Watermark
+from ledger.projections.partition import VERDICTS, Counts, Watermark
 
 MARK_KEY: Final = b"@watermark"
+LETTERS_ACCOUNT: Final = "@dead-letters"
+"""A row without balances, written while a worker catches up with the published cut: its watermark
+says which dead letters were sent since the last mark."""
 
 
 class Amounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +50,7 @@ class Mark(msgspec.Struct, frozen=True):
     state_digest: str
     rules_version: int
     topic_ids: dict[str, str]
+    partitions: int
     counts: Counts
 
 
@@ -106,21 +110,46 @@ def read_published(
     return published
 
 
-def newest_marks(cluster: Cluster, partitions: Iterable[int]) -> dict[int, Mark]:
-    """Return the newest committed mark of each partition that has one, reading from the end."""
-    marks: dict[int, Mark] = {}
-    left: list[Slot] = [(BALANCES, partition) for partition in partitions]
+@dataclass
+class Tail:
+    """The end of a partition's published records.
+
+    Attributes:
+        mark: the newest one, or None where nobody published yet.
+        letters: up to where dead letters were sent since that mark, or None if none were.
+    """
+
+    mark: Mark | None = None
+    letters: Watermark | None = None
+
+
+def tails(cluster: Cluster, partitions: Iterable[int]) -> dict[int, Tail]:
+    """Return what was committed last in each partition, reading from the end."""
+    found = {partition: Tail() for partition in partitions}
+    left: list[Slot] = [(BALANCES, partition) for partition in found]
     earliest, ends = cluster.earliest(left), cluster.ends(left)
     depth = 16
     while left:
         spans = {slot: (max(earliest[slot], ends[slot] - depth), ends[slot]) for slot in left}
         for batch in cluster.read(spans):
             for record in batch.records:
-                if record.key == MARK_KEY and record.value is not None:
-                    marks[batch.partition] = decode_mark(record.value)
-        left = [slot for slot in left if slot[1] not in marks and spans[slot][0] > earliest[slot]]
+                if record.value is None:
+                    continue
+                if record.key == MARK_KEY:
+                    found[batch.partition] = Tail(mark=decode_mark(record.value))
+                elif record.key == LETTERS_ACCOUNT.encode():
+                    found[batch.partition].letters = _decode_row(record.value).watermark
+        left = [
+            slot for slot in left if found[slot[1]].mark is None and spans[slot][0] > earliest[slot]
+        ]
         depth *= 64
-    return marks
+    return found
+
+
+def newest_marks(cluster: Cluster, partitions: Iterable[int]) -> dict[int, Mark]:
+    """Return the newest committed mark of each partition that has one."""
+    ends = tails(cluster, partitions)
+    return {partition: tail.mark for partition, tail in ends.items() if tail.mark is not None}
 
 
 class MarkReader:
@@ -225,11 +254,3 @@ def add_counts(counts: Iterable[Counts]) -> Counts:
             for verdict, number in tally.items():
                 result[topic][verdict] += number
     return result
-
-
-def rows_of(frozen: Frozen) -> list[tuple[bytes, bytes]]:
-    """Return keys and values of the account records of a flush."""
-    return [
-        (account.encode(), encode_row(account, frozen.watermark, texts))
-        for account, texts in frozen.accounts.items()
-    ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import rocksdict
 
-from ledger.errors import StateError
+from ledger.errors import StateError, StateInUse
 
 _CACHE_BYTES = 16 << 20
 _WRITE_BUFFER_BYTES = 16 << 20
@@ -39,16 +39,21 @@ class RocksStore:
         """Open or create the store.
 
         Raises:
-            StateError: another process has it open, or it is damaged.
+            StateInUse: it is open already, here or in another process.
+            StateError: it is damaged.
         """
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         try:
             self._db: Any = rocksdict.Rdict(str(directory), _options())
         except Exception as error:  # rocksdict raises plain exceptions of its own making
+            if "/LOCK: " in str(error):
+                raise StateInUse(
+                    f"The state in {directory} is in use ({error}). Wait for that process to end."
+                ) from error
             raise StateError(
-                f"The state in {directory} cannot be opened ({error}). If no other process uses "
-                "it, remove that directory: it is rebuilt from a snapshot or the topics."
+                f"The state in {directory} is damaged ({error}). Remove that directory: it is "
+                "rebuilt from a snapshot or the topics."
             ) from error
 
     def get(self, key: bytes) -> bytes | None:
@@ -56,16 +61,27 @@ class RocksStore:
         value: bytes | None = self._db.get(key)
         return value
 
-    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+    def scan(self, prefix: bytes = b"") -> Generator[tuple[bytes, bytes], None, None]:
         """Yield the entries whose key begins with `prefix`, in key order.
 
-        They are those at the time of the first step: later writes are not seen.
+        They are those at the time of the first step: later writes are not seen. The database
+        stays locked while an iterator of it lives.
+
+        Raises:
+            StateError: a block is damaged; the entries so far are not all there are.
         """
-        snapshot = self._db.snapshot()
-        for key, value in snapshot.items(from_key=prefix):
+        entries = self._db.snapshot().iter()
+        entries.seek(prefix)
+        while entries.valid():
+            key = entries.key()
             if not key.startswith(prefix):
                 return
-            yield key, value
+            yield key, entries.value()
+            entries.next()
+        try:
+            entries.status()  # at a damaged block an iterator just ends
+        except Exception as error:
+            raise StateError(f"The state in {self.directory} is damaged ({error}).") from error
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
         """Put every entry, delete those whose value is None, in one atomic batch."""

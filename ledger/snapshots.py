@@ -26,8 +26,14 @@ import pyarrow.parquet as pq
 from ledger import digests
 from ledger.errors import StateError
 from ledger.events import INPUT_TOPICS, RULES_VERSION
-from ledger.projections.entries import META_KEY
-from ledger.projections.partition import Header, Origin, Watermark, read_header
+from ledger.projections.entries import META_KEY, split_key
+from ledger.projections.partition import (
+    Header,
+    Origin,
+    Watermark,
+    read_header,
+    require_same_partitions,
+)
 from ledger.store import MemoryStore
 
 _HEADER_KEY: Final = b"ledger.header"
@@ -82,10 +88,10 @@ class Snapshots:
         ]
 
     def write(self, header: Header, entries: Iterable[tuple[bytes, bytes]]) -> SnapshotFile:
-        """Write a snapshot of the entries under a header; one that exists is left alone."""
+        """Write a snapshot of the entries under a header; the same one is left alone."""
         path = self._path(header.partition, header.watermark)
         file = SnapshotFile(header.partition, dict(header.watermark), path)
-        if path.exists():
+        if path.exists() and self._is_of(file, header.origin):
             return file
         self.directory.mkdir(parents=True, exist_ok=True)
         unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
@@ -106,6 +112,7 @@ class Snapshots:
 
         Raises:
             StateError: it is damaged, or of another cluster, topic or rules version.
+            TopicError: the topics have another number of partitions than when it was made.
         """
         try:
             with pq.ParquetFile(file.path) as parquet:
@@ -114,10 +121,11 @@ class Snapshots:
                 entries = dict(_entries(parquet))
         except (OSError, pa.ArrowException, ValueError) as error:
             raise StateError(f"Snapshot {file.path} cannot be read: {error}.") from error
-        if header.rules_version != RULES_VERSION or header.origin != origin:
+        if not _same_source(header, origin):
             raise StateError(
                 f"Snapshot {file.path} is of other topics or rules than the ones in use."
             )
+        require_same_partitions(header.origin.partitions, origin.partitions)
         if header.partition != file.partition or header.watermark != file.watermark:
             raise StateError(f"Snapshot {file.path} does not hold what its name says.")
         if f"{digests.total_of(entries.items()):x}" != header.total:
@@ -125,14 +133,34 @@ class Snapshots:
         store = MemoryStore({**entries, META_KEY: msgspec.json.encode(header)})
         return header, store
 
-    def thin(self, partition: int, kept: int) -> None:
-        """Remove all but the newest snapshots of a partition, and what killed writers left."""
-        for file in self.of_partition(partition)[kept:]:
+    def _is_of(self, file: SnapshotFile, origin: Origin) -> bool:
+        """Return whether a snapshot can be read and is of these topics and rules."""
+        try:
+            metadata = pq.read_schema(file.path).metadata or {}
+            return _same_source(read_header(metadata.get(_HEADER_KEY, b"")), origin)
+        except (OSError, pa.ArrowException, StateError):
+            return False
+
+    def thin(self, partition: int, kept: int, origin: Origin) -> None:
+        """Remove all but the newest snapshots of a partition, and what killed writers left.
+
+        Those of other topics or rules do not count, and are left to whoever made them.
+        """
+        own = [file for file in self.of_partition(partition) if self._is_of(file, origin)]
+        for file in own[kept:]:
             file.path.unlink(missing_ok=True)
         for unfinished in self.directory.glob(f".p{partition:05d}-*"):
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - unfinished.stat().st_mtime > _ABANDONED_S:
                     unfinished.unlink()
+
+
+def _same_source(header: Header, origin: Origin) -> bool:
+    return (
+        header.rules_version == RULES_VERSION
+        and header.origin.cluster_id == origin.cluster_id
+        and header.origin.topic_ids == origin.topic_ids
+    )
 
 
 def _chunks(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes, bytes]]]:
@@ -150,10 +178,10 @@ def _chunks(entries: Iterable[tuple[bytes, bytes]]) -> Iterator[list[tuple[bytes
 def _columns(rows: list[tuple[bytes, bytes]]) -> dict[str, list[str]]:
     accounts, kinds, ids = [], [], []
     for key, _ in rows:
-        account, _, rest = key.decode().partition("\0")
+        account, kind, identity = split_key(key)
         accounts.append(account)
-        kinds.append(rest[:1])
-        ids.append(rest[1:])
+        kinds.append(kind)
+        ids.append(identity)
     values = [value.decode() for _, value in rows]
     return {"account": accounts, "kind": kinds, "id": ids, "value": values}
 

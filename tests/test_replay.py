@@ -125,7 +125,14 @@ def publish_tables(
         rows = dict(one.balances())
         change_rows(one.number, rows)
         mark = change_mark(
-            Mark(one.watermark, one.state_digest(), RULES_VERSION, one.origin.topic_ids, one.counts)
+            Mark(
+                one.watermark,
+                one.state_digest(),
+                RULES_VERSION,
+                one.origin.topic_ids,
+                one.origin.partitions,
+                one.counts,
+            )
         )
         topic = settings.topic(BALANCES)
         for account, texts in rows.items():
@@ -194,7 +201,7 @@ def test_books_that_do_not_balance_are_exit_code_1(
 ORIGIN = Origin("cluster", {"orders": "o", "fills": "f", "transfers": "t"}, 2)
 AT = {"orders": 3, "fills": 2, "transfers": 1}
 ROWS: dict[str, Texts] = {"a": {"USD": ("1", "5", "0")}, "@external": {"USD": ("5", "1", "0")}}
-MARK = Mark(AT, "00" * 32, RULES_VERSION, ORIGIN.topic_ids, no_counts())
+MARK = Mark(AT, "00" * 32, RULES_VERSION, ORIGIN.topic_ids, ORIGIN.partitions, no_counts())
 REPLAYED = partition_replay(0, watermark=AT, after=ROWS)
 
 

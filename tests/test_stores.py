@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger.errors import StateError
+from ledger.errors import StateError, StateInUse
 from ledger.rocks import RocksStore
 from ledger.store import MemoryStore, Store
 
@@ -66,7 +66,7 @@ def test_a_scan_does_not_see_what_is_written_meanwhile(tmp_path: Path) -> None:
 def test_rocksdb_keeps_what_was_written_and_lets_go_of_its_lock(tmp_path: Path) -> None:
     store = RocksStore(tmp_path)
     store.write({b"a": b"1"})
-    with pytest.raises(StateError, match="cannot be opened"):
+    with pytest.raises(StateInUse, match="is in use"):
         RocksStore(tmp_path)
     store.close()
     again = RocksStore(tmp_path)

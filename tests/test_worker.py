@@ -11,10 +11,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import NewPartitions
 
+from ledger.agents.publisher import Publisher
 from ledger.events import INPUT_TOPICS
-from ledger.kafka import DEAD_LETTERS, Cluster, KafkaRecord
+from ledger.kafka import BALANCES, DEAD_LETTERS, Cluster, KafkaRecord
 from ledger.published import PublishedPartition, conservation, totals
 from ledger.rebuild import Rebuilder
 from ledger.settings import Settings
@@ -164,6 +166,67 @@ def test_what_cannot_be_applied_goes_to_dead_letters_once(
         assert headers["reason"] == b"invalid"
         assert headers["trace"] == b"7"
         assert headers["detail"]
+
+
+def test_a_fenced_worker_that_the_group_still_counts_takes_the_partition_again(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """An activation that comes late fences the rightful owner, which must not stand still."""
+    lines = list(lines_of(BITSTAMP))
+    publish(settings, lines[:3000])
+    log = tmp_path / "1.log"
+    with worker(settings, log):
+        eventually(lambda: published_at_end(settings))
+        assert settings.kafka is not None
+        for number in range(4):
+            rogue = Publisher(settings.kafka, f"{settings.topic_prefix}ledger-partition-{number}")
+            rogue.acquire()
+        publish(settings, lines[3000:6000])
+        published = eventually(lambda: published_at_end(settings), 45)
+        assert "belongs to another worker" in log.read_text()
+        assert "taking partitions again" in log.read_text()
+    assert_published_equals_reference(settings, published, reference_of(settings))
+
+
+def test_a_record_as_large_as_the_broker_takes_becomes_a_dead_letter(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Found by review: its dead letter is larger than it was, and stopped the partition."""
+    cluster_of(settings).ensure_topics()
+    producer = Producer(
+        {"bootstrap.servers": settings.kafka, "message.max.bytes": 2_000_000, "log_level": 2}
+    )
+    huge = b"x" * 1_048_000
+    producer.produce(settings.topic("fills"), huge, b"trader-01", partition=0)
+    assert producer.flush(30) == 0
+    publish(settings, list(lines_of(BITSTAMP))[:500])
+    with worker(settings, tmp_path / "1.log"):
+        published = eventually(lambda: published_at_end(settings))
+    assert_published_equals_reference(settings, published, reference_of(settings))
+    ((key, value, headers),) = read_dead_letters(settings)
+    assert (key, value) == (b"fills:0:0", huge)
+    assert headers["reason"] == b"invalid"
+
+
+def test_topics_that_grew_are_refused(settings: Settings, tmp_path: Path) -> None:
+    """Accounts would lie in other partitions than their history."""
+    grown = settings.model_copy(update={"partitions": None})
+    publish(settings, list(lines_of(BITSTAMP))[:500])
+    with worker(grown, tmp_path / "1.log") as process:
+        eventually(lambda: published_at_end(settings))
+        process.terminate()
+        assert process.wait(10) == 0
+    cluster = cluster_of(grown)
+    names = [settings.topic(name) for name in (*INPUT_TOPICS, BALANCES)]
+    for future in cluster.admin.create_partitions([NewPartitions(n, 12) for n in names]).values():
+        future.result()
+    eventually(lambda: cluster.origin().partitions == 12 or None)
+    elsewhere = grown.model_copy(update={"state_dir": tmp_path / "other", "snapshots": None})
+    for number, here in enumerate((grown, elsewhere)):
+        log = tmp_path / f"grown-{number}.log"
+        with worker(here, log) as process:
+            assert process.wait(30) == 2
+        assert "had 8 partitions and now have 12" in log.read_text()
 
 
 def read_dead_letters(

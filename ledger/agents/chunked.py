@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Coroutine, Iterable, Mapping
 from typing import Any, Final, TypeVar
 
@@ -108,6 +109,7 @@ class _RebalanceListener(driver.ConsumerRebalanceListener):
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         thread = self._thread
         thread.next_epoch()
+        thread.assigned_epoch = thread.epoch
         consumer = thread.kafka_consumer
         for where in assigned:
             # Paused and at a valid position: no look-up of commits, no reset, no fetch.
@@ -118,6 +120,7 @@ class _RebalanceListener(driver.ConsumerRebalanceListener):
 
 class _Thread(driver.AIOKafkaConsumerThread):
     epoch = 0
+    assigned_epoch = -1  # the epoch of the newest assignment; a later epoch is its revocation
     app: ChunkedApp
 
     def __post_init__(self) -> None:
@@ -208,6 +211,11 @@ class _Thread(driver.AIOKafkaConsumerThread):
             return False
         return True
 
+    async def renew(self) -> int:
+        self.next_epoch()
+        self.assigned_epoch = self.epoch
+        return self.epoch
+
     async def leave_group(self) -> None:
         await self.kafka_consumer.stop()
 
@@ -287,6 +295,7 @@ class ChunkedApp(faust.App):
         self._active_epoch = -1
         self._outstanding = 0
         self._room = asyncio.Event()
+        self.chunk_finished_at = time.monotonic()
 
     def chunks_of(self, *topics: str) -> Any:
         """Return the Faust topic that yields the chunks of several Kafka topics."""
@@ -365,6 +374,10 @@ class ChunkedApp(faust.App):
         """Commit next offsets for Kafka's tools, if the epoch is still this one (None: always)."""
         return await self.in_thread(self._kafka_thread.commit_offsets(epoch, offsets))
 
+    async def activate_again(self) -> None:
+        """Take the assigned partitions anew, in an epoch of their own."""
+        await self._activate(await self.in_thread(self._kafka_thread.renew()))
+
     async def leave_group(self) -> None:
         """Leave the consumer group, so that others get the partitions at once."""
         if self.is_connected:
@@ -394,9 +407,15 @@ class ChunkedApp(faust.App):
 
     def chunk_done(self, chunk: Chunk) -> None:
         """Count a chunk that the agent has finished with."""
+        self.chunk_finished_at = time.monotonic()
         if chunk.epoch == self._active_epoch:
             self._outstanding -= 1
             self.wake()
+
+    @property
+    def chunks_waiting(self) -> bool:
+        """Whether chunks are on their way to the agent, or in its hands."""
+        return self._outstanding > 0
 
     # -- Faust's hooks
 
@@ -411,7 +430,7 @@ class ChunkedApp(faust.App):
         super().on_rebalance_end()
         tables: Any = self.tables
         if not tables.recovery.signal_recovery_start.is_set():
-            asyncio.ensure_future(self._activate(self.epoch))
+            asyncio.ensure_future(self._activate(self._kafka_thread.assigned_epoch))
 
     async def _activate(self, epoch: int) -> None:
         try:

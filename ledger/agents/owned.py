@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final
 
 from ledger.agents.publisher import FencedError, Headers, Outgoing, Publisher
-from ledger.errors import StateError
+from ledger.errors import StateError, StateInUse, TopicError
 from ledger.events import RULES_VERSION
-from ledger.kafka import BALANCES, DEAD_LETTERS, Cluster
+from ledger.kafka import BALANCES, DEAD_LETTERS, LARGEST_RECORD_BYTES, Cluster
 from ledger.partitioner import partition_of
 from ledger.projections.accounts import Texts
+from ledger.projections.entries import META_KEY
 from ledger.projections.partition import (
     Frozen,
     Origin,
@@ -29,8 +31,17 @@ from ledger.projections.partition import (
     Rejected,
     Watermark,
     read_header,
+    require_same_partitions,
 )
-from ledger.published import MARK_KEY, Mark, encode, encode_row, newest_marks, read_published
+from ledger.published import (
+    LETTERS_ACCOUNT,
+    MARK_KEY,
+    Mark,
+    encode,
+    encode_row,
+    read_published,
+    tails,
+)
 from ledger.rocks import RocksStore
 from ledger.snapshots import Snapshots
 
@@ -38,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 _RESTORE_BATCH: Final = 20_000
 _CATCHING_UP: Final = 8  # times the flush interval
+_ROOM_FOR_HEADERS: Final = 1 << 20
+
+Entries = Generator[tuple[bytes, bytes], None, None]
 
 
 def open_state(
@@ -45,7 +59,11 @@ def open_state(
 ) -> tuple[RocksStore, Partition]:
     """Return the freshest state there is of a partition: local, else the newest good snapshot.
 
-    State that is damaged, or of other topics or rules, is removed and rebuilt.
+    State that is damaged, or of other topics or rules, is removed and rebuilt, and that is said.
+
+    Raises:
+        StateInUse: something else has the state at `path` open.
+        TopicError: the topics have another number of partitions than when the state was made.
     """
     restored = path.with_suffix(".restored")
     shutil.rmtree(restored, ignore_errors=True)
@@ -55,18 +73,22 @@ def open_state(
         store = RocksStore(path)
         local = sum(Partition(number, store, partition_of, origin).watermark.values())
     except StateError as error:
-        logger.warning("%s It is rebuilt.", error)
+        logger.warning("partition %d: %s It is rebuilt.", number, error)
         if store is not None:
             store.close()
             store = None
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path)
+    except TopicError:
+        if store is not None:
+            store.close()
+        raise
     for file in snapshots.of_partition(number):
         if sum(file.watermark.values()) <= local:
             break
         try:
             _, entries = snapshots.read(file, origin)
         except StateError as error:
-            logger.warning("%s It is passed over.", error)
+            logger.warning("partition %d: %s It is passed over.", number, error)
             continue
         copy = RocksStore(restored)
         batch: dict[bytes, bytes | None] = {}
@@ -87,6 +109,26 @@ def open_state(
     if store is None:
         store = RocksStore(path)
     return store, Partition(number, store, partition_of, origin)
+
+
+def stored_progress(directory: Path) -> dict[int, int]:
+    """Return how many records each state in a place on disk has applied, for the assignor."""
+    progress: dict[int, int] = {}
+    for path in directory.glob("p*"):
+        if path.name[1:].isdigit():
+            try:
+                store = RocksStore(path)
+            except (StateError, StateInUse):
+                continue  # whoever opens it for work will say what is wrong with it
+            try:
+                stored = store.get(META_KEY)
+                if stored is not None:
+                    progress[int(path.name[1:])] = sum(read_header(stored).watermark.values())
+            except StateError:
+                continue
+            finally:
+                store.close()
+    return progress
 
 
 def dominates(one: Watermark, other: Watermark) -> bool:
@@ -110,10 +152,13 @@ class OwnedPartition:
         self.snapshot_at = time.monotonic()
         self.snapshotted: Watermark = dict(partition.watermark)
         self.room = asyncio.Event()
-        self.lost = False
+        self.lost = False  # this state is not to be used any more; see `lose`
         self._flushing = asyncio.Lock()
         self._publisher: Publisher | None = None
+        self._reading = threading.Lock()  # held while a snapshot is made, or the store is closed
+        self._closing = False
         self._published: Watermark | None = None  # what others can see
+        self._letters: Watermark | None = None  # dead letters sent beyond that, without a mark
         self._owed: set[str] = set()  # accounts to publish once the published cut is reached
         self._gone: set[str] = set()  # published accounts that no longer exist
         self._everything = False
@@ -121,21 +166,30 @@ class OwnedPartition:
     # -- taking and giving up; these block, call them in a thread
 
     def acquire(self, cluster: Cluster) -> None:
-        """Become the one who publishes, and learn what was published last."""
+        """Become the one who publishes, and learn what was published last.
+
+        Raises:
+            TopicError: the topics had another number of partitions when it was published.
+            UnreachableError: Kafka did not answer.
+        """
         settings = cluster.settings
         publisher = Publisher(
             cluster.bootstrap, f"{settings.topic_prefix}ledger-partition-{self.number}"
         )
         publisher.acquire()
         self._publisher = publisher
-        mark = newest_marks(cluster, [self.number]).get(self.number)
+        tail = tails(cluster, [self.number])[self.number]
+        mark = tail.mark
         self._owed.clear()
         self._gone.clear()
         mine = mark is not None and (
             mark.rules_version == RULES_VERSION
             and mark.topic_ids == self.partition.origin.topic_ids
         )
+        if mine and mark is not None:
+            require_same_partitions(mark.partitions, self.partition.origin.partitions)
         self._published = mark.watermark if mine and mark is not None else None
+        self._letters = tail.letters
         self._everything = self._published is None or not dominates(
             self._published, self.partition.watermark
         )
@@ -151,7 +205,14 @@ class OwnedPartition:
     def close(self) -> None:
         """Close the store. What was not flushed is folded again by whoever comes next."""
         self.release()
-        self.store.close()
+        self._closing = True  # a snapshot being made ends at its next entry
+        with self._reading:
+            self.store.close()
+
+    def lose(self) -> None:
+        """Let the state go: another worker has the partition, or a freeze was not settled."""
+        self.lost = True
+        self.room.set()
 
     # -- flushing
 
@@ -170,16 +231,18 @@ class OwnedPartition:
     async def flush(self, cluster: Cluster, executor: Executor) -> bool:
         """Publish and store what changed; return whether all of it is settled.
 
-        It is not when another worker has taken the partition: then this state is not to be used
-        any more (`lost`).
+        It is not when another worker has taken the partition: then this state is lost.
+
+        Raises:
+            PublishError: something cannot be published at all.
         """
         async with self._flushing:
             if self.lost or self._publisher is None:
                 return False
+            self.flushed_at = time.monotonic()
             if not self.partition.is_dirty and not self._everything:
                 return True
             flushed = self.unsettled
-            self.flushed_at = time.monotonic()
             frozen = self.partition.freeze()
             records = self._outgoing(frozen, cluster.settings.topic)
             if records:
@@ -188,13 +251,16 @@ class OwnedPartition:
                     await loop.run_in_executor(executor, self._publisher.publish, records)
                 except FencedError as error:
                     logger.warning("partition %d belongs to another worker: %s", self.number, error)
-                    self.lost = True
+                    self.lose()
+                if self.lost:  # perhaps meanwhile: the store may be closed by now
                     return False
             if self._is_at_cut(frozen):
                 self._published = frozen.watermark
                 self._owed.clear()
                 self._gone.clear()
                 self._everything = False
+            elif records:
+                self._letters = frozen.watermark
             self.partition.settle()
             self.settled = frozen.watermark
             self.unsettled -= flushed
@@ -205,16 +271,26 @@ class OwnedPartition:
         """Return whether nothing newer than this freeze was published before."""
         return self._published is None or dominates(frozen.watermark, self._published)
 
+    def _was_sent(self, rejected: Rejected) -> bool:
+        """Return whether a dead letter was published before, with a mark or without."""
+        return any(
+            sent is not None and rejected.record.offset < sent[rejected.topic]
+            for sent in (self._published, self._letters)
+        )
+
     def _outgoing(self, frozen: Frozen, topic: Callable[[str], str]) -> list[Outgoing]:
         """Return what a freeze has to publish: nothing older than what is there already."""
         records = [
             _dead_letter(topic(DEAD_LETTERS), self.number, rejected)
             for rejected in frozen.rejected
-            # What was published with an earlier mark is there already.
-            if self._published is None or rejected.record.offset >= self._published[rejected.topic]
+            if not self._was_sent(rejected)
         ]
         if not self._is_at_cut(frozen):
             self._owed.update(frozen.accounts)
+            if records:
+                row = encode_row(LETTERS_ACCOUNT, frozen.watermark, {})
+                key = LETTERS_ACCOUNT.encode()
+                records.append(Outgoing(topic(BALANCES), self.number, key, row))
             return records
         accounts: dict[str, Texts] = {}
         if self._everything:
@@ -233,6 +309,7 @@ class OwnedPartition:
             state_digest=frozen.state_digest,
             rules_version=RULES_VERSION,
             topic_ids=self.partition.origin.topic_ids,
+            partitions=self.partition.origin.partitions,
             counts=frozen.counts,
         )
         records.append(Outgoing(name, self.number, MARK_KEY, encode(mark)))
@@ -250,23 +327,45 @@ class OwnedPartition:
 
     def write_snapshot(self, snapshots: Snapshots, kept: int) -> None:
         """Write a snapshot of what is stored; blocks, call it in a thread."""
-        entries = self.store.scan()
-        _, stored = next(entries)  # the header's key is the first of all
-        header = read_header(stored)
-        snapshots.write(header, entries)
-        snapshots.thin(self.number, kept)
+        with self._reading:
+            if self._closing:
+                return
+            entries = self.store.scan()
+            try:
+                _, stored = next(entries)  # the header's key is the first of all
+                header = read_header(stored)
+                snapshots.write(header, self._until_closing(entries))
+            except _Closing:
+                return
+            finally:
+                entries.close()  # while an iterator lives, the database stays locked
+        snapshots.thin(self.number, kept, header.origin)
         self.snapshotted = header.watermark
         self.snapshot_at = time.monotonic()
+
+    def _until_closing(self, entries: Entries) -> Entries:
+        for entry in entries:
+            if self._closing:
+                raise _Closing
+            yield entry
+
+
+class _Closing(Exception):  # noqa: N818 - no error: a snapshot that is not wanted any more
+    pass
 
 
 def _dead_letter(topic: str, partition: int, rejected: Rejected) -> Outgoing:
     record: Any = rejected.record
     source = f"{rejected.topic}:{partition}:{record.offset}".encode()
+    value, detail = record.value, rejected.detail
+    if value is not None and len(value) > LARGEST_RECORD_BYTES - _ROOM_FOR_HEADERS:
+        detail += f"; its value of {len(value)} bytes is too large to be kept here"
+        value = None
     headers: Headers = list(record.headers)
     headers += [
         ("key", record.key),  # None stays None: the last four headers are always ours
         ("source", source),
         ("reason", rejected.reason.encode()),
-        ("detail", rejected.detail.encode(errors="replace")[:1000]),
+        ("detail", detail.encode(errors="replace")[:1000]),
     ]
-    return Outgoing(topic, -1, source, record.value, headers)
+    return Outgoing(topic, -1, source, value, headers)

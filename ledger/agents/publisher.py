@@ -12,20 +12,35 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import msgspec
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ledger.errors import LedgerError, UnreachableError
-from ledger.kafka import client_config
+from ledger.kafka import LARGEST_RECORD_BYTES, client_config
 
 logger = logging.getLogger(__name__)
 
 _STEP_TIMEOUT_S: Final = 10.0
+_PAUSE_S: Final = 0.2
 
 Headers = list[tuple[str, str | bytes | None]]
 
 
 class FencedError(LedgerError):
     """Another worker has taken the partition over; nothing more can be published by this one."""
+
+
+class PublishError(LedgerError):
+    """Something could not be published, and trying again would not help."""
+
+
+_FENCED: Final = frozenset(
+    {
+        KafkaError._FENCED,
+        KafkaError.PRODUCER_FENCED,
+        KafkaError.INVALID_PRODUCER_EPOCH,
+        KafkaError.INVALID_PRODUCER_ID_MAPPING,
+    }
+)
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
@@ -38,6 +53,17 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     headers: Headers | None = None
 
 
+_REFUSALS: Final = frozenset(
+    {
+        KafkaError.MSG_SIZE_TOO_LARGE,
+        KafkaError.RECORD_LIST_TOO_LARGE,
+        KafkaError.INVALID_RECORD,
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.POLICY_VIOLATION,
+    }
+)
+
+
 class Publisher:
     """The one writer of a partition's outputs. Its methods block: call them in a thread."""
 
@@ -45,6 +71,7 @@ class Publisher:
         self._bootstrap = bootstrap
         self._id = transactional_id
         self._closing = False
+        self._refused: KafkaError | None = None  # the broker's word on a record, if it was a no
         self._producer = Producer(
             {
                 **client_config(bootstrap),
@@ -52,6 +79,9 @@ class Publisher:
                 "transaction.timeout.ms": 30_000,
                 "partitioner": "murmur2_random",
                 "compression.type": "lz4",
+                "message.max.bytes": LARGEST_RECORD_BYTES,
+                "delivery.report.only.error": True,
+                "on_delivery": self._not_delivered,
                 "linger.ms": 0,
                 "queue.buffering.max.messages": 1_000_000,
             }
@@ -83,7 +113,8 @@ class Publisher:
         Brokers that do not answer are waited for.
 
         Raises:
-            FencedError: another worker holds the partition now.
+            FencedError: another worker holds the partition now, or `close` was called.
+            PublishError: a record cannot be published at all.
         """
         records = list(records)
         while True:
@@ -94,14 +125,32 @@ class Publisher:
                 self._until_done(self._producer.commit_transaction)
                 return
             except KafkaException as error:
-                cause = error.args[0]
-                if cause.fatal() or not cause.txn_requires_abort():
-                    raise FencedError(f"{self._id}: {cause.str()}.") from error
-                logger.warning("%s: the transaction is tried again: %s", self._id, cause.str())
-                try:
-                    self._until_done(self._producer.abort_transaction)
-                except KafkaException as worse:
-                    raise FencedError(f"{self._id}: {worse.args[0].str()}.") from worse
+                self._abort(error.args[0])
+
+    def _abort(self, cause: KafkaError) -> None:
+        """End a transaction that failed, so that it can be tried again.
+
+        Raises:
+            FencedError: it failed because another worker holds the partition.
+            PublishError: it would fail again.
+        """
+        if cause.code() in _FENCED or (cause.fatal() and not cause.txn_requires_abort()):
+            raise FencedError(f"{self._id}: {cause.str()}.")
+        logger.warning("%s: the transaction is tried again: %s", self._id, cause.str())
+        try:
+            self._until_done(self._producer.abort_transaction)
+        except KafkaException as worse:
+            raise FencedError(f"{self._id}: {worse.args[0].str()}.") from worse
+        refused, self._refused = self._refused, None
+        if refused is not None or not cause.txn_requires_abort():
+            why = cause.str() if refused is None else refused.str()
+            raise PublishError(f"{self._id}: {why}; what cannot be recorded is not gone past.")
+        time.sleep(_PAUSE_S)
+        self._give_up_if_closing()
+
+    def _not_delivered(self, error: KafkaError | None, _: object) -> None:
+        if error is not None and error.code() in _REFUSALS:
+            self._refused = error
 
     def _produce(self, record: Outgoing) -> None:
         while True:

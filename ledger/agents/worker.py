@@ -18,7 +18,7 @@ from confluent_kafka import KafkaException
 
 from ledger.agents.assignor import Progress
 from ledger.agents.chunked import Chunk, ChunkedApp
-from ledger.agents.owned import OwnedPartition, open_state
+from ledger.agents.owned import OwnedPartition, open_state, stored_progress
 from ledger.errors import LedgerError, MissingRecords, StateError, TopicError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 SESSION_TIMEOUT_S: Final = 6.0
 """The broker's minimum: how long the partitions of a worker that was killed lie idle."""
 _REVOKED_FLUSH_S: Final = 2.0  # no heartbeat is sent meanwhile
+_REVOKED_COMMIT_S: Final = 0.5
+_RETAKE_PAUSE_S: Final = 0.5
 _STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
 _LEAVE_S: Final = 0.8
@@ -53,7 +55,6 @@ class LedgerApp(ChunkedApp):
         self._parked: dict[int, OwnedPartition] = {}  # open, but not ours to fold now
         self._progress: Progress = {}
         self._place: Place | None = None
-        self._origin: Origin | None = None
         self._snapshots = Snapshots(settings.snapshot_dir, settings.topic_prefix)
         self._executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ledger")
         self._activation = asyncio.Lock()
@@ -69,7 +70,8 @@ class LedgerApp(ChunkedApp):
         try:
             self._place = take_place(self.settings.state_dir / self.settings.topic("worker"))
             await super().on_first_start()
-            self._origin = await self._in_executor(self.cluster.ensure_topics)
+            await self._in_executor(self.cluster.ensure_topics)
+            self._progress = await self._in_executor(stored_progress, self._place.directory)
         except (LedgerError, KafkaException, OSError) as error:
             self.fail(str(error))
             return
@@ -109,7 +111,7 @@ class LedgerApp(ChunkedApp):
             owned.release()
         with contextlib.suppress(TimeoutError):
             # Before rejoining, while the group still knows our generation.
-            await asyncio.wait_for(self._commit(None, parked), _REVOKED_FLUSH_S)
+            await asyncio.wait_for(self._commit(None, parked), _REVOKED_COMMIT_S)
 
     async def activate(self, epoch: int) -> None:
         """Open the assigned partitions' states and resume fetching where they end.
@@ -120,13 +122,14 @@ class LedgerApp(ChunkedApp):
         async with self._activation:
             if self.epoch != epoch or self._closing or self.is_active:
                 return
+            self.park()  # whatever is open is found there, and not opened twice
             assigned = self.assigned()
             numbers = sorted({where.partition for where in assigned})
             wanted = {TopicPartition(topic, n) for topic in self._names for n in numbers}
             if wanted != assigned:
                 raise TopicError(f"The topics were not assigned together: {sorted(assigned)}.")
             origin = await self._in_executor(self.cluster.origin)
-            opened = await asyncio.gather(*(self._open(n, origin) for n in numbers))
+            opened = await asyncio.gather(*(self._open(n, origin, epoch) for n in numbers))
             if self.epoch == epoch:
                 await self._in_executor(self._check_bounds, opened)
             if self.epoch != epoch or self._closing:
@@ -150,7 +153,7 @@ class LedgerApp(ChunkedApp):
                 await self._in_executor(owned.close)
             logger.info("folding partitions %s", ", ".join(map(str, numbers)) or "none")
 
-    async def _open(self, number: int, origin: Origin) -> OwnedPartition:
+    async def _open(self, number: int, origin: Origin, epoch: int) -> OwnedPartition:
         assert self._place is not None
         owned = self._parked.pop(number, None)
         if owned is not None and (owned.lost or owned.partition.origin != origin):
@@ -161,7 +164,8 @@ class LedgerApp(ChunkedApp):
                 open_state, self._place.partition(number), number, origin, self._snapshots
             )
             owned = OwnedPartition(number, store, partition)
-        await self._in_executor(owned.acquire, self.cluster)
+        if self.epoch == epoch:  # else it may be another worker's by now, who must not be fenced
+            await self._in_executor(owned.acquire, self.cluster)
         return owned
 
     def _check_bounds(self, opened: list[OwnedPartition]) -> None:
@@ -214,16 +218,22 @@ class LedgerApp(ChunkedApp):
         interval_s, records = self.settings.flush_interval_s, self.settings.flush_records
         try:
             while not self._closing:
+                epoch = self.epoch
                 due = [o for o in self.owned.values() if o.is_due(interval_s, records)]
                 if due:
+                    before = [owned.settled for owned in due]
                     await self._flush_all(due, None)
+                    moved = [o for o, was in zip(due, before, strict=True) if o.settled != was]
                     if not self._closing:
-                        await self._commit(self.epoch, due)
+                        await self._commit(epoch, moved)
                         await self._snapshot_one(due)
-                self._drop_lost()
+                if any(owned.lost for owned in self.owned.values()):
+                    await self._retake(epoch)
                 await asyncio.sleep(min(_LOOK_S, interval_s))
         except asyncio.CancelledError:
             raise
+        except LedgerError as error:
+            self.fail(str(error))
         except BaseException as error:  # noqa: BLE001 - without flushes nothing is durable
             self.fail(f"The tables could not be flushed: {error!r}")
 
@@ -234,25 +244,36 @@ class LedgerApp(ChunkedApp):
         except TimeoutError:
             logger.warning("Kafka is too slow to flush now; what is missing is folded again")
             for owned in partitions:
-                owned.lost = True  # its freeze was not settled
+                owned.lose()  # its freeze was not settled
         for owned in partitions:
             self._progress[owned.number] = sum(owned.settled.values())
 
-    def _drop_lost(self) -> None:
-        for number, owned in list(self.owned.items()):
-            if owned.lost:
-                del self.owned[number]
-                self._parked[number] = owned  # closed when the next assignment is known
+    async def _retake(self, epoch: int) -> None:
+        """Take partitions again that were fenced although the group says they are ours.
+
+        A worker whose assignment came late may have fenced us; or we were paused and are the late
+        one. The group coordinator knows: it refuses the commit of a member that is out.
+        """
+        partitions = list(self.owned.values())
+        offsets = self._offsets_of(partitions)
+        if await self.commit_offsets(epoch, offsets) and self.epoch == epoch:
+            logger.warning("taking partitions again")
+            await asyncio.sleep(_RETAKE_PAUSE_S)
+            await self.activate_again()
+        else:
+            await asyncio.sleep(_RETAKE_PAUSE_S)
 
     async def _commit(self, epoch: int | None, partitions: list[OwnedPartition]) -> None:
-        offsets = {
-            TopicPartition(self.settings.topic(topic), owned.number): offset
-            for owned in partitions
-            if not owned.lost
-            for topic, offset in owned.settled.items()
-        }
+        offsets = self._offsets_of([owned for owned in partitions if not owned.lost])
         if offsets:
             await self.commit_offsets(epoch, offsets)
+
+    def _offsets_of(self, partitions: list[OwnedPartition]) -> dict[TopicPartition, int]:
+        return {
+            TopicPartition(self.settings.topic(topic), owned.number): offset
+            for owned in partitions
+            for topic, offset in owned.settled.items()
+        }
 
     async def _snapshot_one(self, partitions: list[OwnedPartition]) -> None:
         """Write one snapshot that is due; the others follow with the next flushes."""
@@ -320,16 +341,19 @@ class LedgerApp(ChunkedApp):
             trouble = self.coordinator_trouble()
             if trouble is not None and not self._closing:
                 self.fail(f"This worker is out of its consumer group: {trouble}.")
-            if self.is_connected and self.is_active and not self._lost_any():
+            restoring = self._activation.locked()  # takes as long as it takes
+            if restoring or (self.is_connected and self.is_active and not self._is_stuck(now)):
                 idle_since = now
             elif now - idle_since > _STUCK_S:
-                self.fail(f"No partitions could be taken for {_STUCK_S:.0f} s.")
+                self.fail(f"No partition was taken, or no record applied, for {_STUCK_S:.0f} s.")
 
     def _tick(self) -> None:
         self._beat = time.monotonic()
 
-    def _lost_any(self) -> bool:
-        return any(owned.lost for owned in list(self._parked.values()))
+    def _is_stuck(self, now: float) -> bool:
+        """Return whether a partition is lost, or chunks wait and none is finished."""
+        lost = any(owned.lost for owned in list(self.owned.values()))
+        return lost or (self.chunks_waiting and now - self.chunk_finished_at > _LOOK_S * 20)
 
 
 def _leave(code: int) -> None:

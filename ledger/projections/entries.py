@@ -240,7 +240,9 @@ def transfer_event(fact: Transfer, account: str, transfer_id: str) -> TransferEv
     return Adjusted(**common, reason=fact.reason or "-")  # type: ignore[arg-type]
 
 
-_AMOUNTS: Final = frozenset({"price", "quantity", "quote_quantity", "fee", "amount", "limit_price"})
+_AMOUNTS: Final = frozenset(
+    {"price", "quantity", "quote_quantity", "fee", "amount", "limit_price", "reserve"}
+)
 
 
 def same_content(stored: Fact, other: Fact) -> bool:
@@ -256,7 +258,7 @@ def _content(fact: Fact) -> list[str | None]:
     content: list[str | None] = []
     for name in fact.__struct_fields__[2:]:
         text: str | None = getattr(fact, name)
-        if name in _AMOUNTS or name == "reserve":
+        if name in _AMOUNTS:
             if text is not None:
                 text = canonical(text)
             elif name == "fee":

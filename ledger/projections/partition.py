@@ -17,7 +17,7 @@ import msgspec
 from ledger import digests
 from ledger.amounts import add, subtract
 from ledger.codec import DECODERS
-from ledger.errors import InvalidRecord, StateError
+from ledger.errors import InvalidRecord, StateError, TopicError
 from ledger.events import (
     INPUT_TOPICS,
     RULES_VERSION,
@@ -190,7 +190,8 @@ class Partition:
                 digests, because they would have to cover what was left out.
 
         Raises:
-            StateError: the stored state is of another origin, partition or rules version.
+            StateError: the stored state is damaged, or of other topics or another rules version.
+            TopicError: the topics have another number of partitions than when it was made.
         """
         self.number = number
         self.origin = origin
@@ -222,7 +223,7 @@ class Partition:
         self._total = 0
         stored = store.get(META_KEY)
         if stored is not None:
-            self._restore(_decode_header(stored))
+            self._restore(read_header(stored))
         elif start is not None:
             self.watermark.update(start)
             if any(start.values()):
@@ -232,7 +233,6 @@ class Partition:
         for what, found, expected in (
             ("rules version", header.rules_version, RULES_VERSION),
             ("partition", header.partition, self.number),
-            ("number of partitions", header.origin.partitions, self.origin.partitions),
             ("Kafka cluster", header.origin.cluster_id, self.origin.cluster_id),
             ("topics", header.origin.topic_ids, self.origin.topic_ids),
         ):
@@ -241,6 +241,7 @@ class Partition:
                     f"The stored state of partition {self.number} belongs to another {what} "
                     f"({found}, now {expected})."
                 )
+        require_same_partitions(header.origin.partitions, self.origin.partitions)
         self.watermark = dict(header.watermark)
         self.counts = {topic: dict(tally) for topic, tally in header.counts.items()}
         digests_hex = header.log_digests
@@ -661,6 +662,19 @@ class Partition:
             counts=self.counts,
             log_digests=self.log_digests,
             total=f"{self._total:x}",
+        )
+
+
+def require_same_partitions(before: int, now: int) -> None:
+    """Refuse topics whose number of partitions changed.
+
+    Raises:
+        TopicError: it did; accounts lie in other partitions than their history.
+    """
+    if before != now:
+        raise TopicError(
+            f"The input topics had {before} partitions and now have {now}: accounts have moved "
+            "away from their history. Use a new topic prefix and publish the events again."
         )
 
 

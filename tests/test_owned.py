@@ -1,0 +1,282 @@
+"""An owned partition by itself: what it publishes and when, around crashes and hand-overs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ledger.agents import owned as module
+from ledger.agents.assignor import distribute
+from ledger.agents.owned import OwnedPartition, open_state, stored_progress
+from ledger.agents.publisher import FencedError, Outgoing
+from ledger.errors import StateInUse, TopicError
+from ledger.projections.partition import Origin
+from ledger.published import (
+    LETTERS_ACCOUNT,
+    MARK_KEY,
+    PublishedPartition,
+    Tail,
+    decode_mark,
+)
+from ledger.settings import Settings
+from ledger.snapshots import Snapshots
+
+ORIGIN = Origin("cluster", {"orders": "o", "fills": "f", "transfers": "t"}, 1)
+
+
+@dataclass(frozen=True)
+class Record:
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[()] = ()
+
+
+def deposit(offset: int, account: str = "alice") -> Record:
+    fields = {
+        "type": "deposited",
+        "version": 1,
+        "event_id": "e",
+        "account": account,
+        "occurred_at": "2026-01-01T00:00:00Z",
+        "transfer_id": f"x{offset}",
+        "asset": "USD",
+        "amount": "1",
+    }
+    return Record(offset, account.encode(), json.dumps(fields).encode())
+
+
+@dataclass
+class Topic:
+    """What was published to `balances` and `dead-letters`, in transactions that all succeed."""
+
+    sent: list[Outgoing] = field(default_factory=list)
+    fenced: bool = False
+    block: threading.Event | None = None
+
+    def tail(self) -> Tail:
+        tail = Tail()
+        for record in self.sent:
+            if record.key == MARK_KEY and record.value is not None:
+                tail = Tail(decode_mark(record.value))
+            elif record.key == LETTERS_ACCOUNT.encode():
+                assert record.value is not None
+                tail.letters = json.loads(record.value)["watermark"]
+        return tail
+
+    def letters(self) -> list[bytes]:
+        return [record.key for record in self.sent if record.topic == "dead-letters"]
+
+
+@pytest.fixture
+def topic(monkeypatch: pytest.MonkeyPatch) -> Topic:
+    topic = Topic()
+
+    class FakePublisher:
+        def __init__(self, *_: object) -> None: ...
+
+        def acquire(self) -> None: ...
+
+        def close(self) -> None: ...
+
+        def publish(self, records: Iterable[Outgoing]) -> None:
+            if topic.block is not None:
+                topic.block.wait(10)
+            if topic.fenced:
+                raise FencedError("fenced")
+            topic.sent.extend(records)
+
+    monkeypatch.setattr(module, "Publisher", FakePublisher)
+    monkeypatch.setattr(
+        module, "tails", lambda _cluster, numbers: {n: topic.tail() for n in numbers}
+    )
+    monkeypatch.setattr(
+        module,
+        "read_published",
+        lambda _cluster, numbers: {n: PublishedPartition() for n in numbers},
+    )
+    return topic
+
+
+class Cluster:
+    settings = Settings()
+    bootstrap = "nowhere"
+
+
+CLUSTER: Any = Cluster()
+
+
+def take(directory: Path) -> OwnedPartition:
+    """Open a partition's state in a place on disk and become its owner."""
+    snapshots = Snapshots(directory / "snapshots", "")
+    store, partition = open_state(directory / "p0", 0, ORIGIN, snapshots)
+    owned = OwnedPartition(0, store, partition)
+    owned.acquire(CLUSTER)
+    return owned
+
+
+def flush(owned: OwnedPartition) -> bool:
+    with ThreadPoolExecutor(1) as executor:
+        return asyncio.run(owned.flush(CLUSTER, executor))
+
+
+def test_a_crash_between_publishing_and_storing_repeats_nothing(
+    topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = take(tmp_path)
+    first.partition.apply("transfers", [deposit(0), Record(1, b"k", b"bad")])
+    monkeypatch.setattr(first.partition, "settle", lambda: (_ for _ in ()).throw(OSError("killed")))
+    with pytest.raises(OSError, match="killed"):
+        flush(first)
+    first.close()
+    assert topic.letters() == [b"transfers:0:1"]
+    digest = topic.tail().mark
+    again = take(tmp_path)
+    assert again.partition.watermark["transfers"] == 0
+    again.partition.apply("transfers", [deposit(0), Record(1, b"k", b"bad")])
+    assert flush(again)
+    assert topic.letters() == [b"transfers:0:1"]
+    assert topic.tail().mark == digest
+    again.close()
+
+
+def test_dead_letters_sent_while_catching_up_are_not_sent_by_the_next_owner(
+    topic: Topic, tmp_path: Path
+) -> None:
+    """Found by review: two hand-overs during one catch-up doubled them."""
+    one = take(tmp_path / "1")
+    one.partition.apply("transfers", [deposit(n) for n in range(10)])
+    assert flush(one)
+    one.close()
+    for place in ("2", "3"):  # places without state, behind what is published
+        behind = take(tmp_path / place)
+        behind.partition.apply("fills", [Record(0, b"k", b"bad")])
+        behind.partition.apply("transfers", [deposit(n) for n in range(5)])
+        assert flush(behind)
+        mark = topic.tail().mark
+        assert mark is not None
+        assert mark.watermark["transfers"] == 10
+        behind.close()
+    last = take(tmp_path / "3")
+    last.partition.apply("transfers", [deposit(n) for n in range(5, 11)])
+    assert flush(last)
+    assert topic.letters() == [b"fills:0:0"]
+    mark = topic.tail().mark
+    assert mark is not None
+    assert mark.state_digest == last.partition.state_digest()
+    last.close()
+
+
+def test_nothing_older_than_the_published_cut_is_published(topic: Topic, tmp_path: Path) -> None:
+    one = take(tmp_path / "1")
+    one.partition.apply("transfers", [deposit(n) for n in range(10)])
+    assert flush(one)
+    one.close()
+    sent = len(topic.sent)
+    behind = take(tmp_path / "2")
+    behind.partition.apply("transfers", [deposit(n) for n in range(9)])
+    assert flush(behind)
+    assert len(topic.sent) == sent
+    behind.partition.apply("transfers", [deposit(9)])
+    assert flush(behind)
+    assert len(topic.sent) > sent
+    behind.close()
+
+
+def test_a_fenced_flush_loses_the_state_and_wakes_whoever_waits(
+    topic: Topic, tmp_path: Path
+) -> None:
+    owned = take(tmp_path)
+    owned.partition.apply("transfers", [deposit(0)])
+    topic.fenced = True
+    assert not flush(owned)
+    assert owned.lost
+    assert owned.room.is_set()
+    owned.close()
+
+
+def test_a_flush_that_ends_after_the_state_was_let_go_stores_nothing(
+    topic: Topic, tmp_path: Path
+) -> None:
+    owned = take(tmp_path)
+    owned.partition.apply("transfers", [deposit(0)])
+    topic.block = threading.Event()
+
+    async def let_go() -> bool:
+        with ThreadPoolExecutor(1) as executor:
+            flushing = asyncio.ensure_future(owned.flush(CLUSTER, executor))
+            await asyncio.sleep(0.05)
+            owned.lose()
+            owned.close()
+            assert topic.block is not None
+            topic.block.set()
+            return await flushing
+
+    assert asyncio.run(let_go()) is False
+
+
+def test_closing_ends_a_snapshot_being_made_and_lets_go_of_the_lock(
+    topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by review: the database stayed locked, was taken for damaged, and removed."""
+    owned = take(tmp_path)
+    owned.partition.apply("transfers", [deposit(n, f"a{n}") for n in range(500)])
+    assert flush(owned)
+    snapshots = Snapshots(tmp_path / "s", "")
+    started = threading.Event()
+    original = OwnedPartition._until_closing
+
+    def slowly(self: OwnedPartition, entries: module.Entries) -> module.Entries:
+        for entry in original(self, entries):
+            started.set()
+            time.sleep(0.01)
+            yield entry
+
+    monkeypatch.setattr(OwnedPartition, "_until_closing", slowly)
+    making = threading.Thread(target=owned.write_snapshot, args=(snapshots, 3))
+    making.start()
+    assert started.wait(5)
+    owned.close()
+    making.join(5)
+    again = take(tmp_path)
+    assert again.partition.watermark["transfers"] == 500
+    with pytest.raises(StateInUse):
+        take(tmp_path)
+    again.close()
+    assert stored_progress(tmp_path) == {0: 500}
+    assert snapshots.of_partition(0) == []
+
+
+def test_grown_topics_are_refused_and_the_state_is_kept(topic: Topic, tmp_path: Path) -> None:
+    owned = take(tmp_path)
+    owned.partition.apply("transfers", [deposit(0)])
+    assert flush(owned)
+    owned.close()
+    grown = Origin(ORIGIN.cluster_id, ORIGIN.topic_ids, 2)
+    with pytest.raises(TopicError, match="had 1 partitions and now have 2"):
+        open_state(tmp_path / "p0", 0, grown, Snapshots(tmp_path / "s", ""))
+    assert stored_progress(tmp_path) == {0: 1}
+
+
+@pytest.mark.parametrize(
+    ("progress", "expected"),
+    [
+        ({"a": {}, "b": {}}, {"a": [0, 2], "b": [1, 3]}),
+        ({"a": {3: 5}, "b": {0: 5, 1: 5}}, {"a": [2, 3], "b": [0, 1]}),
+        ({"a": {0: 9, 1: 9, 2: 9, 3: 9}, "b": {}}, {"a": [0, 1], "b": [2, 3]}),
+        ({"a": {0: 1}, "b": {0: 2}}, {"a": [1, 2], "b": [0, 3]}),
+    ],
+)
+def test_partitions_go_to_the_freshest_state_and_evenly(
+    progress: dict[str, dict[int, int]], expected: dict[str, list[int]]
+) -> None:
+    assert distribute(4, progress) == expected
