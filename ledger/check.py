@@ -26,7 +26,7 @@ from ledger.published import (
     read_published,
     totals,
 )
-from ledger.rebuild import Rebuilder, watermarks_json
+from ledger.rebuild import Base, Rebuilder, watermarks_json
 
 DIFFERENCES_SHOWN: Final = 100
 """How many differences are kept to be shown; all are counted."""
@@ -111,8 +111,12 @@ class Auditor:
         self._rebuilder = rebuilder
         self._origin = origin
 
-    def run(self) -> Audit:
+    def run(self, base: Base = "snapshot") -> Audit:
         """Return what is right and what is not.
+
+        Args:
+            base: with `snapshot`, what is before the newest snapshot is taken from it; with
+                `genesis`, every record is read.
 
         Raises:
             MissingRecords: the tables cover records that the topics no longer have, or records
@@ -135,7 +139,7 @@ class Auditor:
                     )
                 )
 
-        rebuilt = self._rebuilder.rebuild(start, ends, at_start=compare).partitions
+        rebuilt = self._rebuilder.rebuild(start, ends, base, at_start=compare).partitions
         partitions = list(rebuilt.values())
         sums = totals(row for partition in partitions for row in partition.balances())
         return Audit(

@@ -19,7 +19,7 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from ledger.errors import MissingRecords, TopicError, UnreachableError
@@ -181,6 +181,49 @@ class Cluster:
                 f"{expected}. Accounts would move to other partitions; use a new topic prefix "
                 "and publish the events again."
             )
+
+    def ensure_outputs(self) -> Origin:
+        """Create the output topics where they are missing, and return where records come from.
+
+        Raises:
+            TopicError: an input topic is missing. A worker that folds it must not make it anew.
+        """
+        self.origin()
+        return self.ensure_topics()
+
+    def policy_warnings(self) -> list[str]:
+        """Return in a sentence each what topics' policies put at risk.
+
+        Raises:
+            TopicError: an input topic is compacted; its history is not whole.
+        """
+        names = {self.settings.topic(name): name for name in (*INPUT_TOPICS, BALANCES)}
+        resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+
+        def describe() -> dict[str, dict[str, str]]:
+            futures = self.admin.describe_configs(resources, request_timeout=REQUEST_TIMEOUT_S)
+            return {
+                names[resource.name]: {key: str(e.value) for key, e in future.result().items()}
+                for resource, future in futures.items()
+            }
+
+        warnings = []
+        for name, config in self._ask(describe).items():
+            topic, policy = self.settings.topic(name), config["cleanup.policy"]
+            if name == BALANCES:
+                if policy != "compact":
+                    warnings.append(f"{topic} has cleanup.policy={policy}: rows will be deleted.")
+            elif "compact" in policy:
+                raise TopicError(
+                    f"{topic} has cleanup.policy={policy}: Kafka removes records that are needed. "
+                    "Create it anew with cleanup.policy=delete and publish the events again."
+                )
+            elif config["retention.ms"] != "-1" or config["retention.bytes"] != "-1":
+                warnings.append(
+                    f"{topic} has retention.ms={config['retention.ms']} and retention.bytes="
+                    f"{config['retention.bytes']}: records will be deleted; -1 keeps them."
+                )
+        return warnings
 
     def ensure_topics(self) -> Origin:
         """Create what is missing of the ledger's topics, and return where records come from."""

@@ -19,7 +19,13 @@ from ledger.errors import TopicError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import BALANCES, Cluster, Slot
 from ledger.projections.accounts import Texts
-from ledger.projections.partition import VERDICTS, Counts, Watermark
+from ledger.projections.partition import (
+    VERDICTS,
+    Counts,
+    Origin,
+    Watermark,
+    require_same_partitions,
+)
 
 MARK_KEY: Final = b"@watermark"
 LETTERS_ACCOUNT: Final = "@dead-letters"
@@ -55,8 +61,27 @@ class Mark(msgspec.Struct, frozen=True):
 
 
 encode = msgspec.json.Encoder().encode
-decode_mark = msgspec.json.Decoder(Mark).decode
+_decode_mark = msgspec.json.Decoder(Mark).decode
 _decode_row = msgspec.json.Decoder(Row).decode
+
+
+def decode_mark(value: bytes, partition: int, offset: int) -> Mark:
+    """Return the mark in a record of `balances`.
+
+    Raises:
+        TopicError: it is not what a worker writes; the message names the record.
+    """
+    try:
+        return _decode_mark(value)
+    except msgspec.DecodeError as error:
+        raise _no_row(partition, offset, error) from error
+
+
+def _no_row(partition: int, offset: int, error: msgspec.DecodeError) -> TopicError:
+    return TopicError(
+        f"{BALANCES}:{partition}: offset {offset} is not a row of a worker ({error}). Stop the "
+        "workers and delete the topic: when they start again they publish it anew."
+    )
 
 
 def encode_row(account: str, watermark: Watermark, texts: Texts) -> bytes:
@@ -93,20 +118,21 @@ def read_published(
     for batch in cluster.read(spans, progress):
         found = published[batch.partition]
         for record in batch.records:
-            try:
-                if record.key == MARK_KEY:
-                    found.mark = None if record.value is None else decode_mark(record.value)
-                elif record.value is not None:
+            if record.key == MARK_KEY:
+                found.mark = (
+                    None
+                    if record.value is None
+                    else decode_mark(record.value, batch.partition, record.offset)
+                )
+            elif record.value is not None:
+                try:
                     row = _decode_row(record.value)
-                    found.accounts[row.account] = {
-                        asset: (amounts.debits, amounts.credits, amounts.hold)
-                        for asset, amounts in row.balances.items()
-                    }
-            except msgspec.DecodeError as error:
-                raise TopicError(
-                    f"{BALANCES}:{batch.partition}: offset {record.offset} is not a row of a "
-                    f"worker ({error}). Delete the topic: workers publish it anew."
-                ) from error
+                except msgspec.DecodeError as error:
+                    raise _no_row(batch.partition, record.offset, error) from error
+                found.accounts[row.account] = {
+                    asset: (amounts.debits, amounts.credits, amounts.hold)
+                    for asset, amounts in row.balances.items()
+                }
     return published
 
 
@@ -136,7 +162,9 @@ def tails(cluster: Cluster, partitions: Iterable[int]) -> dict[int, Tail]:
                 if record.value is None:
                     continue
                 if record.key == MARK_KEY:
-                    found[batch.partition] = Tail(mark=decode_mark(record.value))
+                    found[batch.partition] = Tail(
+                        mark=decode_mark(record.value, batch.partition, record.offset)
+                    )
                 elif record.key == LETTERS_ACCOUNT.encode():
                     found[batch.partition].letters = _decode_row(record.value).watermark
         left = [
@@ -150,6 +178,19 @@ def newest_marks(cluster: Cluster, partitions: Iterable[int]) -> dict[int, Mark]
     """Return the newest committed mark of each partition that has one."""
     ends = tails(cluster, partitions)
     return {partition: tail.mark for partition, tail in ends.items() if tail.mark is not None}
+
+
+def require_unchanged(cluster: Cluster, origin: Origin) -> Origin:
+    """Return `origin`, if the topics have the partitions that they had when tables were published.
+
+    Raises:
+        TopicError: their number changed since.
+    """
+    if BALANCES in cluster.topics([BALANCES]):
+        for mark in newest_marks(cluster, range(origin.partitions)).values():
+            if mark.topic_ids == origin.topic_ids:
+                require_same_partitions(mark.partitions, origin.partitions)
+    return origin
 
 
 class MarkReader:
@@ -179,7 +220,9 @@ class MarkReader:
         for batch in self._cluster.read(spans):
             for record in batch.records:
                 if record.key == MARK_KEY and record.value is not None:
-                    self.marks[batch.partition] = decode_mark(record.value)
+                    self.marks[batch.partition] = decode_mark(
+                        record.value, batch.partition, record.offset
+                    )
         self._positions.update(ends)
 
 

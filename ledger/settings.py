@@ -34,7 +34,9 @@ def _prefix(value: str) -> str:
 class Settings(BaseSettings):
     """What a process was told. Durations are in seconds, ports are TCP ports on loopback."""
 
-    model_config = SettingsConfigDict(env_prefix="LEDGER_", extra="forbid", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="LEDGER_", env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     kafka: str | None = Field(None, description="Kafka bootstrap servers; default: the local stack")
     amqp: SecretStr | None = Field(None, description="RabbitMQ URL; default: the local stack")

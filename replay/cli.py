@@ -9,7 +9,7 @@ import typer
 from ledger import console
 from ledger.kafka import Cluster
 from ledger.projections.partition import Origin
-from ledger.published import PublishedPartition, read_published
+from ledger.published import PublishedPartition, read_published, require_unchanged
 from ledger.rebuild import Base, Rebuilder
 from ledger.settings import load_settings
 from ledger.snapshots import Snapshots
@@ -126,7 +126,7 @@ def replay(
 
 
 def _run(cluster: Cluster, request: Request) -> tuple[Replay, Verification | None]:
-    origin = cluster.origin()
+    origin = require_unchanged(cluster, cluster.origin())
     published = _read_published(cluster, origin) if request.verify else None
     snapshots = Snapshots(cluster.settings.snapshot_dir, cluster.settings.topic_prefix)
     # What was published or kept is listed before asking for the ends: it cannot be beyond them.

@@ -67,7 +67,7 @@ class Topic:
         tail = Tail()
         for record in self.sent:
             if record.key == MARK_KEY and record.value is not None:
-                tail = Tail(decode_mark(record.value))
+                tail = Tail(decode_mark(record.value, 0, 0))
             elif record.key == LETTERS_ACCOUNT.encode():
                 assert record.value is not None
                 tail.letters = json.loads(record.value)["watermark"]

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import NewPartitions
+from confluent_kafka.admin import NewPartitions, NewTopic
 
 from ledger.agents.publisher import Publisher
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import BALANCES, DEAD_LETTERS, Cluster, KafkaRecord
-from ledger.published import PublishedPartition, conservation, totals
+from ledger.published import MARK_KEY, PublishedPartition, conservation, totals
 from ledger.rebuild import Rebuilder
 from ledger.settings import Settings
 from tests.reference import Reference
@@ -227,6 +227,41 @@ def test_topics_that_grew_are_refused(settings: Settings, tmp_path: Path) -> Non
         with worker(here, log) as process:
             assert process.wait(30) == 2
         assert "had 8 partitions and now have 12" in log.read_text()
+
+
+def test_tables_deleted_under_a_worker_are_published_anew(
+    settings: Settings, tmp_path: Path
+) -> None:
+    publish(settings, list(lines_of(BITSTAMP))[:2000])
+    with worker(settings, tmp_path / "1.log"):
+        eventually(lambda: published_at_end(settings))
+        cluster = cluster_of(settings)
+        for future in cluster.admin.delete_topics([settings.topic(BALANCES)]).values():
+            future.result()
+        publish(settings, list(lines_of(BITSTAMP))[2000:3000])
+        published = eventually(lambda: published_at_end(settings), 120)
+    assert_published_equals_reference(settings, published, reference_of(settings))
+
+
+def test_a_compacted_input_topic_and_garbage_in_the_tables_are_refused_by_name(
+    settings: Settings, tmp_path: Path
+) -> None:
+    cluster = cluster_of(settings)
+    policy = {"cleanup.policy": "compact"}
+    topic = NewTopic(settings.topic("fills"), 8, 1, config=policy)
+    for future in cluster.admin.create_topics([topic]).values():
+        future.result()
+    with worker(settings, tmp_path / "1.log") as process:
+        assert process.wait(30) == 2
+    assert "cleanup.policy=compact" in (tmp_path / "1.log").read_text()
+    other = settings.model_copy(update={"topic_prefix": settings.topic_prefix + "b-"})
+    cluster_of(other).ensure_topics()
+    producer = raw_producer(other)
+    producer.produce(other.topic(BALANCES), b"garbage", MARK_KEY, partition=3)
+    assert producer.flush(10) == 0
+    with worker(other, tmp_path / "2.log") as process:
+        assert process.wait(30) == 2
+    assert "balances:3: offset 0 is not a row" in (tmp_path / "2.log").read_text()
 
 
 def read_dead_letters(

@@ -71,6 +71,8 @@ class LedgerApp(ChunkedApp):
             self._place = take_place(self.settings.state_dir / self.settings.topic("worker"))
             await super().on_first_start()
             await self._in_executor(self.cluster.ensure_topics)
+            for warning in await self._in_executor(self.cluster.policy_warnings):
+                logger.warning("%s", warning)
             self._progress = await self._in_executor(stored_progress, self._place.directory)
         except (LedgerError, KafkaException, OSError) as error:
             self.fail(str(error))
@@ -128,7 +130,7 @@ class LedgerApp(ChunkedApp):
             wanted = {TopicPartition(topic, n) for topic in self._names for n in numbers}
             if wanted != assigned:
                 raise TopicError(f"The topics were not assigned together: {sorted(assigned)}.")
-            origin = await self._in_executor(self.cluster.origin)
+            origin = await self._in_executor(self.cluster.ensure_outputs)
             opened = await asyncio.gather(*(self._open(n, origin, epoch) for n in numbers))
             if self.epoch == epoch:
                 await self._in_executor(self._check_bounds, opened)

@@ -20,7 +20,7 @@ from ledger.partitioner import partition_of
 from ledger.positions import LATEST, Limits, Watermarks, is_time, parse_positions
 from ledger.projections.orders import Order
 from ledger.projections.partition import Counts, Partition
-from ledger.published import Totals, add_counts, read_published, totals
+from ledger.published import Totals, add_counts, read_published, require_unchanged, totals
 from ledger.rebuild import Rebuilder, watermarks_json
 from ledger.settings import load_settings
 from ledger.statement import running, statement
@@ -91,7 +91,7 @@ def _published_balances(cluster: Cluster, quiet: bool) -> _Balances:
     shapes = cluster.topics((*INPUT_TOPICS, BALANCES))
     topic_ids: dict[str, str] | None = None
     if all(topic in shapes for topic in INPUT_TOPICS):
-        topic_ids = cluster.origin().topic_ids
+        topic_ids = require_unchanged(cluster, cluster.origin()).topic_ids
     partitions = range(max((shape.partitions for shape in shapes.values()), default=0))
     with console.progress("Reading tables", None, quiet=quiet) as move:
         published = read_published(cluster, partitions, move)
@@ -115,7 +115,7 @@ def _published_balances(cluster: Cluster, quiet: bool) -> _Balances:
 
 
 def _rebuilt_balances(cluster: Cluster, at: Sequence[str], quiet: bool) -> _Balances:
-    origin = cluster.origin()
+    origin = require_unchanged(cluster, cluster.origin())
     end = _watermarks(rebuilder_of(cluster, origin), at)
     partitions = state_at(cluster, origin, end, quiet=quiet).partitions.values()
     return _Balances(
@@ -279,7 +279,7 @@ def _about(ids: dict[str, str], account: str) -> str:
 def _state_of(account: str, quiet: bool) -> tuple[list[Partition], Watermarks]:
     """Return the partitions that know an account, at the end of the topics."""
     cluster = connect(load_settings())
-    origin = cluster.origin()
+    origin = require_unchanged(cluster, cluster.origin())
     everywhere = is_system(account)
     number = partition_of(account.encode(), origin.partitions)
     end = rebuilder_of(cluster, origin).ends(None if everywhere else [number])

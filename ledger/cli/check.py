@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,10 +11,15 @@ from ledger.check import Audit, Auditor
 from ledger.cli.dead_letters import read_dead_letters, reasons
 from ledger.cli.shared import AsJson, connect, counts_line, rebuilder_of, watermark_line
 from ledger.flags import ID_NAMES, Tally
+from ledger.published import require_unchanged
 from ledger.settings import load_settings
 
 
 def check(
+    base: Annotated[
+        Literal["snapshot", "genesis"],
+        typer.Option(help="Begin with snapshots, or read every record (slower, trusts nothing)."),
+    ] = "snapshot",
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with 1 for flags and dead letters, too.")
     ] = False,
@@ -27,9 +32,9 @@ def check(
     with 1 where either is wrong. Flags and dead letters are warnings. No worker needs to run.
     """
     cluster = connect(load_settings())
-    origin = cluster.origin()
+    origin = require_unchanged(cluster, cluster.origin())
     with console.progress("Reading records", None, quiet=as_json) as move:
-        audit = Auditor(cluster, rebuilder_of(cluster, origin, move), origin).run()
+        audit = Auditor(cluster, rebuilder_of(cluster, origin, move), origin).run(base)
         dead = reasons(read_dead_letters(cluster))
     if as_json:
         dead_letters = {"count": sum(dead.values()), "reasons": dead}

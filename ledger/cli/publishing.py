@@ -32,6 +32,7 @@ from ledger.publish import (
     require_readable,
     send,
 )
+from ledger.published import require_unchanged
 from ledger.settings import load_settings
 from ledger.venues import VENUES, Reader
 
@@ -109,7 +110,7 @@ def publish(
     names = files or [STDIN]
     require_readable(names)
     cluster = connect(load_settings())
-    origin = cluster.ensure_topics()
+    origin = require_unchanged(cluster, cluster.ensure_topics())
     with Sender(cluster) as sender:
         outcome = Outcome(sender)
         for name in names:
@@ -256,7 +257,7 @@ def _publish_imported(
     venue: str, file: IO[bytes], *, wait: bool, timeout_s: float, as_json: bool
 ) -> None:
     cluster = connect(load_settings())
-    origin = cluster.ensure_topics()
+    origin = require_unchanged(cluster, cluster.ensure_topics())
     with Sender(cluster) as sender:
         outcome = Outcome(sender)
         publish_file(f"<{venue}>", file, outcome, skip_invalid=False, quiet=as_json)
