@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -77,11 +77,11 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a real worker process; it is killed at the end if it still runs."""
+def running(settings: Settings, log: Path, *module: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a module's command as a real process; it is killed at the end if it still runs."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "ledger", "worker"],
+            [sys.executable, "-m", *module],
             env=environment(settings),
             stdout=output,
             stderr=output,
@@ -91,6 +91,11 @@ def worker(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         finally:
             process.kill()
             process.wait()
+
+
+def worker(settings: Settings, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """Run a real worker process."""
+    return running(settings, log, "ledger", "worker")
 
 
 def eventually(condition: Callable[[], _T | None], timeout_s: float = 60.0) -> _T:

@@ -11,8 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ledger.events import FILLS
 from ledger.projections.partition import Origin
 from ledger.settings import Settings
 from ledger.store import MemoryStore
-from tests.support import BITSTAMP, cluster_of, environment, eventually, lines_of, publish
+from tests.support import BITSTAMP, cluster_of, environment, eventually, lines_of, publish, running
 from tests.test_bridge_messages import BUST, FILL, records
 
 pytestmark = pytest.mark.integration
@@ -58,21 +57,9 @@ def post_all(settings: Settings) -> dict[str, int]:
     return found
 
 
-@contextmanager
-def running(settings: Settings, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a bridge that goes on; it is killed at the end if it still runs."""
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "chat_bridge", "run"],
-            env=environment(settings),
-            stdout=output,
-            stderr=output,
-        )
-        try:
-            yield process
-        finally:
-            process.kill()
-            process.wait()
+def bridge(settings: Settings, log: Path) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """Run a bridge that goes on."""
+    return running(settings, log, "chat_bridge", "run")
 
 
 def rooms_of(settings: Settings, names: set[str]) -> dict[str, list[dict[str, Any]]]:
@@ -215,7 +202,7 @@ def test_a_running_bridge_stops_in_time_and_leaves_nothing_undone(
     lines = list(lines_of([FILLS_FILE]))
     publish(settings, lines[:100])
     log = tmp_path / "bridge.log"
-    with running(settings, log) as process:
+    with bridge(settings, log) as process:
         eventually(lambda: "Partitions of" in log.read_text())
         publish(settings, lines[100:])
         eventually(lambda: is_committed(settings))
@@ -245,7 +232,7 @@ def test_two_bridges_share_the_partitions_and_one_goes_on_alone(
     lines = list(lines_of([FILLS_FILE]))
     publish(settings, lines[:60])
     one, two = tmp_path / "one.log", tmp_path / "two.log"
-    with running(settings, one), running(settings, two) as second:
+    with bridge(settings, one), bridge(settings, two) as second:
         eventually(lambda: sharing(one) and sharing(two))
         publish(settings, lines[60:120])
         eventually(lambda: is_committed(settings))

@@ -13,7 +13,7 @@ from ledger.stack import checks, install, jars
 from ledger.stack.install import Progress
 from ledger.stack.logs import last_meaningful_line, set_aside
 from ledger.stack.ports import LOOPBACK, answers
-from ledger.stack.process import Process, launch, server_environment, stop, wait_until
+from ledger.stack.process import Process, await_server, launch, server_environment, stop
 from ledger.stack.state import KafkaRecord
 
 NAME = "Kafka"
@@ -83,19 +83,13 @@ class KafkaServer:
         """
         process = record.process
         assert process is not None
-        ready = False
-
-        def ready_or_gone() -> bool:
-            nonlocal ready
-            ready = answers(record.port) and self.answers(record)
-            return ready or not process.is_running()
-
-        wait_until(ready_or_gone, START_TIMEOUT_S)
-        if not ready:
-            what = "did not answer in time" if process.is_running() else "ended while starting"
-            raise StackError(
-                f"Kafka {what}: {last_meaningful_line(self.logs[::-1])} (log: {self.logs[0]})"
-            )
+        await_server(
+            "Kafka",
+            process,
+            lambda: answers(record.port) and self.answers(record),
+            self.logs,
+            START_TIMEOUT_S,
+        )
 
     def answers(self, record: KafkaRecord) -> bool:
         """Return whether the process runs and serves the cluster whose data are here."""

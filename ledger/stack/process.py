@@ -19,6 +19,7 @@ import msgspec
 import psutil
 
 from ledger.errors import StackError
+from ledger.stack.logs import last_meaningful_line
 
 MARK_VARIABLE = "STACK_PROCESS_OF"
 OPEN_FILES = 65_536
@@ -166,6 +167,39 @@ def wait_until(condition: Callable[[], bool], timeout_s: float) -> bool:
             return False
         time.sleep(POLL_S)
     return True
+
+
+def await_server(
+    name: str,
+    process: Process,
+    is_ready: Callable[[], bool],
+    logs: Sequence[Path],
+    timeout_s: float,
+) -> None:
+    """Return once a server that was just launched is ready.
+
+    Args:
+        name: what people call it.
+        process: the launched process; nothing is waited for once it has ended.
+        is_ready: asks the server.
+        logs: its logs, the most telling one first.
+        timeout_s: how long it may take.
+
+    Raises:
+        StackError: it ended or did not answer in time; with the log's line and path.
+    """
+    ready = False
+
+    def ready_or_gone() -> bool:
+        nonlocal ready
+        ready = is_ready()
+        return ready or not process.is_running()
+
+    wait_until(ready_or_gone, timeout_s)
+    if not ready:
+        what = "did not answer in time" if process.is_running() else "ended while starting"
+        line = last_meaningful_line(logs[::-1])
+        raise StackError(f"{name} {what}: {line} (log: {logs[0]})")
 
 
 def server_environment(drop_prefixes: tuple[str, ...], **extra: str) -> dict[str, str]:

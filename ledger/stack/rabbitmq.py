@@ -18,6 +18,7 @@ from ledger.stack.logs import last_meaningful_line, set_aside
 from ledger.stack.ports import LOOPBACK, answers
 from ledger.stack.process import (
     Process,
+    await_server,
     launch,
     marked,
     server_environment,
@@ -125,21 +126,14 @@ class RabbitServer:
         """
         process = record.process
         assert process is not None
-        ready = False
-
-        def ready_or_gone() -> bool:
-            nonlocal ready
-            ready = answers(record.port) and self.answers(record)
-            return ready or not process.is_running()
-
-        wait_until(ready_or_gone, START_TIMEOUT_S)
-        if ready:
-            self._settle_streams(record)
-        else:
-            what = "did not answer in time" if process.is_running() else "ended while starting"
-            raise StackError(
-                f"RabbitMQ {what}: {last_meaningful_line(self.logs[::-1])} (log: {self.logs[0]})"
-            )
+        await_server(
+            "RabbitMQ",
+            process,
+            lambda: answers(record.port) and self.answers(record),
+            self.logs,
+            START_TIMEOUT_S,
+        )
+        self._settle_streams(record)
 
     def answers(self, record: RabbitRecord) -> bool:
         """Return whether the process runs, takes our user, and its management page answers."""
