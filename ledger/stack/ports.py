@@ -6,12 +6,14 @@ import secrets
 import socket
 
 from ledger.errors import StackError
+from ledger.stack.process import wait_until
 
 LOOPBACK = "127.0.0.1"
 # Below the range that systems hand out to outgoing connections, so that a port chosen today is
 # still free after the next 'ledger down'.
 LOWEST = 20_000
 HIGHEST = 31_999
+_LET_GO_S = 3.0
 
 
 def is_free(port: int) -> bool:
@@ -63,7 +65,11 @@ class Ports:
         Raises:
             StackError: none of a hundred ports tried is free.
         """
-        candidates = [] if last_time is None else [last_time]
+        candidates = []
+        if last_time is not None:
+            candidates.append(last_time)
+            # A server that was just killed lets go of its sockets only when its last thread ended.
+            wait_until(lambda: is_free(last_time), _LET_GO_S)
         candidates += [LOWEST + secrets.randbelow(HIGHEST - LOWEST + 1) for _ in range(100)]
         for port in candidates:
             if port not in self._taken | self._reserved and is_free(port):
