@@ -176,6 +176,26 @@ def test_dead_letters_sent_while_catching_up_are_not_sent_by_the_next_owner(
     last.close()
 
 
+def test_dead_letters_of_replaced_topics_do_not_hide_those_of_the_new_ones(
+    topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = take(tmp_path / "1")
+    one.partition.apply("transfers", [deposit(n) for n in range(10)])
+    assert flush(one)
+    one.close()
+    behind = take(tmp_path / "2")
+    behind.partition.apply("fills", [Record(n, b"k", b"bad") for n in range(5)])
+    assert flush(behind)
+    behind.close()
+    assert len(topic.letters()) == 5
+    monkeypatch.setitem(globals(), "ORIGIN", Origin("cluster", {"orders": "new"}, 1))
+    new = take(tmp_path / "3")
+    new.partition.apply("fills", [Record(0, b"k", b"bad")])
+    assert flush(new)
+    assert len(topic.letters()) == 6
+    new.close()
+
+
 def test_nothing_older_than_the_published_cut_is_published(topic: Topic, tmp_path: Path) -> None:
     one = take(tmp_path / "1")
     one.partition.apply("transfers", [deposit(n) for n in range(10)])

@@ -189,7 +189,7 @@ class OwnedPartition:
         if mine and mark is not None:
             require_same_partitions(mark.partitions, self.partition.origin.partitions)
         self._published = mark.watermark if mine and mark is not None else None
-        self._letters = tail.letters
+        self._letters = tail.letters if mine else None  # else of other topics' offsets
         self._everything = self._published is None or not dominates(
             self._published, self.partition.watermark
         )
