@@ -6,6 +6,11 @@ and exits with 2; it never prints a traceback for one of these.
 
 from __future__ import annotations
 
+_RECOVER = (
+    "Bring the topic back from a copy, or stop the workers and run 'ledger recover', which accepts "
+    "the topics as they are and lets tables be rebuilt from the newest snapshot that matches them."
+)
+
 
 class LedgerError(Exception):
     """The root of all errors that a person is meant to read."""
@@ -45,25 +50,71 @@ class InvalidRecord(LedgerError):  # noqa: N818 - a verdict about a record, not 
 
 
 class MissingRecords(LedgerError):  # noqa: N818 - reads better where it is raised
-    """Records that are still needed are no longer in the topic."""
+    """Records that are still needed, or that state was made of, are not in the topic."""
 
-    def __init__(self, topic: str, partition: int, needed: int, earliest: int, latest: int) -> None:
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        needed: int,
+        earliest: int,
+        latest: int,
+        what: str | None = None,
+    ) -> None:
         self.topic = topic
         self.partition = partition
         self.needed = needed
         self.earliest = earliest
         self.latest = latest
         if needed < earliest:
-            what = f"offsets {needed} to {earliest - 1} are gone (earliest offset is {earliest})"
-            hint = f"start from a snapshot whose watermark is at or above {earliest}"
+            found = f"offsets {needed} to {earliest - 1} are gone (earliest offset is {earliest})"
+            used = "" if what is None else f", and {what} needs them next"
+            hint = f"A snapshot whose watermark is at or above {earliest} is needed. {_RECOVER}"
         else:
-            what = f"the topic ends at {latest}, before the needed offset {needed}"
-            hint = "it was truncated or recreated; remove the state directory to rebuild from it"
-        super().__init__(f"{topic}:{partition}: {what}; {hint}.")
+            found = f"the topic ends at {latest}, before the needed offset {needed}"
+            used = "" if what is None else f", up to which {what} holds its records"
+            hint = f"It was truncated, or lost acknowledged records. {_RECOVER}"
+        super().__init__(f"{topic}:{partition}: {found}{used}. {hint}")
+
+
+class ReplacedRecords(LedgerError):  # noqa: N818 - reads better where it is raised
+    """Other records have the offsets of records that state was made of."""
+
+    def __init__(self, topic: str, partition: int, first: int, last: int, what: str) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.first = first
+        self.last = last
+        where = f"offset {last} holds" if first == last else f"offsets {first} to {last} hold"
+        super().__init__(
+            f"{topic}:{partition}: {where} something else than what {what} was made of: a broker "
+            f"lost records that it had acknowledged, and used their offsets again. {_RECOVER}"
+        )
+
+
+class ReplacedTopic(LedgerError):  # noqa: N818 - reads better where it is raised
+    """A topic was deleted and created anew since tables were made of it."""
+
+    def __init__(self, topic: str, partition: int, next_offset: int) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.next_offset = next_offset
+        super().__init__(
+            f"{topic}:{partition}: the topic was created anew: the records before offset "
+            f"{next_offset} that the published tables were made of are gone. {_RECOVER}"
+        )
 
 
 class StateError(LedgerError):
     """Stored state (RocksDB, snapshot) cannot be used; it says why and what to do."""
+
+
+class DamagedState(StateError):  # noqa: N818 - reads better where it is raised
+    """Stored state is corrupt: it has to be rebuilt from a snapshot or the topics."""
+
+
+class RefusedState(StateError):  # noqa: N818 - reads better where it is raised
+    """Stored state was made of other topics, or by other rules: it has to be rebuilt."""
 
 
 class StateInUse(LedgerError):  # noqa: N818 - reads better where it is raised

@@ -19,7 +19,13 @@ from confluent_kafka import (
     TopicCollection,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
+from confluent_kafka.admin import (
+    AdminClient,
+    ConfigResource,
+    ListOffsetsResultInfo,
+    NewTopic,
+    OffsetSpec,
+)
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
 from ledger.errors import MissingRecords, TopicError, UnreachableError
@@ -287,7 +293,20 @@ class Cluster:
         ends = self.ends(wanted)
         return {slot: ends[slot] if found[slot] < 0 else found[slot] for slot in wanted}
 
+    def leader_epochs(self, slots: Iterable[Slot]) -> dict[Slot, int]:
+        """Return the epoch of each partition's leader; it rises whenever there is a new one."""
+        found = self._list_offsets(slots, OffsetSpec.latest())
+        return {
+            slot: -1 if one.leader_epoch is None else one.leader_epoch
+            for slot, one in found.items()
+        }
+
     def _offsets(self, slots: Iterable[Slot], spec: OffsetSpec) -> dict[Slot, int]:
+        return {slot: int(one.offset) for slot, one in self._list_offsets(slots, spec).items()}
+
+    def _list_offsets(
+        self, slots: Iterable[Slot], spec: OffsetSpec
+    ) -> dict[Slot, ListOffsetsResultInfo]:
         by_partition = {
             TopicPartition(self.settings.topic(topic), partition): (topic, partition)
             for topic, partition in slots
@@ -295,13 +314,13 @@ class Cluster:
         if not by_partition:
             return {}
 
-        def list_offsets() -> dict[Slot, int]:
+        def list_offsets() -> dict[Slot, ListOffsetsResultInfo]:
             futures = self.admin.list_offsets(
                 dict.fromkeys(by_partition, spec),
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=REQUEST_TIMEOUT_S,
             )
-            return {by_partition[where]: int(f.result().offset) for where, f in futures.items()}
+            return {by_partition[where]: future.result() for where, future in futures.items()}
 
         return self._ask(list_offsets)
 

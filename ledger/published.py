@@ -23,6 +23,7 @@ from ledger.projections.partition import (
     VERDICTS,
     Counts,
     Origin,
+    Tips,
     Watermark,
     require_same_partitions,
 )
@@ -58,6 +59,7 @@ class Mark(msgspec.Struct, frozen=True):
     topic_ids: dict[str, str]
     partitions: int
     counts: Counts
+    tips: Tips
 
 
 encode = msgspec.json.Encoder().encode

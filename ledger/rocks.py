@@ -10,7 +10,11 @@ from typing import Any
 
 import rocksdict
 
-from ledger.errors import StateError, StateInUse
+from ledger.errors import DamagedState, StateError, StateInUse
+
+_MARKER = "DAMAGED"
+_SIGNS_OF_DAMAGE = ("Corruption", "No such file", "checksum")
+_REBUILT = "It has to be rebuilt from a snapshot or the topics."
 
 _CACHE_BYTES = 16 << 20
 _WRITE_BUFFER_BYTES = 16 << 20
@@ -40,25 +44,52 @@ class RocksStore:
 
         Raises:
             StateInUse: it is open already, here or in another process.
-            StateError: it is damaged.
+            DamagedState: it is damaged.
+            StateError: it cannot be read or written.
         """
         self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        if (directory / _MARKER).exists():
+            raise DamagedState(f"The state in {directory} was found damaged. {_REBUILT}")
         try:
+            directory.mkdir(parents=True, exist_ok=True)
             self._db: Any = rocksdict.Rdict(str(directory), _options())
         except Exception as error:  # rocksdict raises plain exceptions of its own making
             if "/LOCK: " in str(error):
                 raise StateInUse(
                     f"The state in {directory} is in use ({error}). Wait for that process to end."
                 ) from error
-            raise StateError(
-                f"The state in {directory} is damaged ({error}). Remove that directory: it is "
-                "rebuilt from a snapshot or the topics."
-            ) from error
+            raise self._trouble(error) from error
+
+    def _trouble(self, error: Exception) -> StateError:
+        """Return what RocksDB's error means."""
+        if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
+            return DamagedState(f"The state in {self.directory} is damaged ({error}). {_REBUILT}")
+        return StateError(
+            f"The state in {self.directory} cannot be used ({error}). Mend that, for example free "
+            "some space, and start again: it goes on where it stopped."
+        )
+
+    def mark_damaged(self) -> None:
+        """Note in the directory that the store is damaged, so that no one opens it again.
+
+        Raises:
+            StateError: that cannot be noted.
+        """
+        try:
+            (self.directory / _MARKER).touch()
+        except OSError as error:
+            raise self._trouble(error) from error
 
     def get(self, key: bytes) -> bytes | None:
-        """Return the value of a key, or None."""
-        value: bytes | None = self._db.get(key)
+        """Return the value of a key, or None.
+
+        Raises:
+            DamagedState: the block that has it is damaged.
+        """
+        try:
+            value: bytes | None = self._db.get(key)
+        except Exception as error:
+            raise self._trouble(error) from error
         return value
 
     def scan(self, prefix: bytes = b"") -> Generator[tuple[bytes, bytes], None, None]:
@@ -68,7 +99,7 @@ class RocksStore:
         stays locked while an iterator of it lives.
 
         Raises:
-            StateError: a block is damaged; the entries so far are not all there are.
+            DamagedState: a block is damaged; the entries so far are not all there are.
         """
         entries = self._db.snapshot().iter()
         entries.seek(prefix)
@@ -81,10 +112,14 @@ class RocksStore:
         try:
             entries.status()  # at a damaged block an iterator just ends
         except Exception as error:
-            raise StateError(f"The state in {self.directory} is damaged ({error}).") from error
+            raise self._trouble(error) from error
 
     def write(self, changes: Mapping[bytes, bytes | None]) -> None:
-        """Put every entry, delete those whose value is None, in one atomic batch."""
+        """Put every entry, delete those whose value is None, in one atomic batch.
+
+        Raises:
+            StateError: it cannot be written; nothing of it was.
+        """
         batch = rocksdict.WriteBatch(raw_mode=True)
         put, delete = batch.put, batch.delete
         for key, value in changes.items():
@@ -92,7 +127,10 @@ class RocksStore:
                 delete(key)
             else:
                 put(key, value)
-        self._db.write(batch)
+        try:
+            self._db.write(batch)
+        except Exception as error:
+            raise self._trouble(error) from error
 
     def close(self) -> None:
         """Close the store and let go of its lock."""

@@ -140,7 +140,7 @@ def test_a_file_that_changes_while_it_is_published_is_noticed(cluster: Cluster) 
 def publish_mark(cluster: Cluster, partition: int, watermark: Watermark, rows: int = 0) -> None:
     """Publish a mark as a worker does, behind some rows."""
     topic = cluster.settings.topic(BALANCES)
-    mark = Mark(watermark, "00", 1, cluster.origin().topic_ids, 8, no_counts())
+    mark = Mark(watermark, "00", 1, cluster.origin().topic_ids, 8, no_counts(), {})
     producer = raw_producer(cluster.settings)
     producer.produce(topic, encode(mark), MARK_KEY, partition)
     for number in range(rows):

@@ -132,6 +132,7 @@ def publish_tables(
                 one.origin.topic_ids,
                 one.origin.partitions,
                 one.counts,
+                one.tips,
             )
         )
         topic = settings.topic(BALANCES)
@@ -201,7 +202,7 @@ def test_books_that_do_not_balance_are_exit_code_1(
 ORIGIN = Origin("cluster", {"orders": "o", "fills": "f", "transfers": "t"}, 2)
 AT = {"orders": 3, "fills": 2, "transfers": 1}
 ROWS: dict[str, Texts] = {"a": {"USD": ("1", "5", "0")}, "@external": {"USD": ("5", "1", "0")}}
-MARK = Mark(AT, "00" * 32, RULES_VERSION, ORIGIN.topic_ids, ORIGIN.partitions, no_counts())
+MARK = Mark(AT, "00" * 32, RULES_VERSION, ORIGIN.topic_ids, ORIGIN.partitions, no_counts(), {})
 REPLAYED = partition_replay(0, watermark=AT, after=ROWS)
 
 

@@ -172,7 +172,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         return chunks
 
     async def crash(self, reason: BaseException) -> None:
-        self.app.fail(f"Faust's consumer thread failed: {reason!r}")
+        self.app.fail(self.app.explain(reason))
 
     def _fetch_states(self) -> dict[TopicPartition, Any]:
         subscription = self.kafka_consumer._subscription.subscription
@@ -262,7 +262,7 @@ class _Consumer(driver.Consumer):
         return chunks
 
     async def crash(self, reason: BaseException) -> None:
-        self.app.fail(f"Faust's consumer failed: {reason!r}")
+        self.app.fail(self.app.explain(reason))
 
 
 class _Transport(driver.Transport):
@@ -314,6 +314,10 @@ class ChunkedApp(faust.App):
     def fail(self, sentence: str) -> None:
         """End the process: what it holds in memory cannot be trusted to be complete."""
         raise NotImplementedError
+
+    def explain(self, failure: BaseException) -> str:
+        """Return a sentence on why the consumer failed; called in its thread, may block."""
+        return f"Faust's consumer failed: {failure!r}"
 
     # -- state of the assignment
 

@@ -14,11 +14,26 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from ledger.agents.publisher import FencedError, Headers, Outgoing, Publisher
-from ledger.errors import StateError, StateInUse, TopicError
+from ledger.continuity import (
+    LogWatch,
+    Position,
+    claim_of,
+    position_of,
+    require_continuous,
+)
+from ledger.errors import (
+    DamagedState,
+    RefusedState,
+    StateError,
+    StateInUse,
+    TopicError,
+    UnreachableError,
+)
 from ledger.events import RULES_VERSION
 from ledger.kafka import BALANCES, DEAD_LETTERS, LARGEST_RECORD_BYTES, Cluster
 from ledger.partitioner import partition_of
@@ -72,7 +87,7 @@ def open_state(
     try:
         store = RocksStore(path)
         local = sum(Partition(number, store, partition_of, origin).watermark.values())
-    except StateError as error:
+    except (DamagedState, RefusedState) as error:
         logger.warning("partition %d: %s It is rebuilt.", number, error)
         if store is not None:
             store.close()
@@ -155,6 +170,7 @@ class OwnedPartition:
         self.lost = False  # this state is not to be used any more; see `lose`
         self._flushing = asyncio.Lock()
         self._publisher: Publisher | None = None
+        self._log_watch: LogWatch | None = None
         self._reading = threading.Lock()  # held while a snapshot is made, or the store is closed
         self._closing = False
         self._published: Watermark | None = None  # what others can see
@@ -170,6 +186,9 @@ class OwnedPartition:
 
         Raises:
             TopicError: the topics had another number of partitions when it was published.
+            MissingRecords: records that state or tables were made of, or need, are gone.
+            ReplacedRecords: others have their offsets.
+            ReplacedTopic: the tables were made of topics that are no more.
             UnreachableError: Kafka did not answer.
         """
         settings = cluster.settings
@@ -178,23 +197,36 @@ class OwnedPartition:
         )
         publisher.acquire()
         self._publisher = publisher
+        origin = self.partition.origin
+        self._log_watch = LogWatch(cluster, self.number)
+        self._log_watch.confirm(position_of(self.partition), self._what)
         tail = tails(cluster, [self.number])[self.number]
         mark = tail.mark
         self._owed.clear()
         self._gone.clear()
-        mine = mark is not None and (
-            mark.rules_version == RULES_VERSION
-            and mark.topic_ids == self.partition.origin.topic_ids
-        )
-        if mine and mark is not None:
-            require_same_partitions(mark.partitions, self.partition.origin.partitions)
-        self._published = mark.watermark if mine and mark is not None else None
-        self._letters = tail.letters if mine else None  # else of other topics' offsets
+        self._published = self._letters = None
+        if mark is not None:
+            require_continuous(cluster, [claim_of(mark, self.number, origin)])
+            require_same_partitions(mark.partitions, origin.partitions)
+            if mark.rules_version == RULES_VERSION:
+                self._published, self._letters = mark.watermark, tail.letters
+            else:
+                logger.warning(
+                    "partition %d: its tables were made by rules version %d; they are published "
+                    "anew by version %d",
+                    self.number,
+                    mark.rules_version,
+                    RULES_VERSION,
+                )
         self._everything = self._published is None or not dominates(
             self._published, self.partition.watermark
         )
-        if self._everything and mark is not None:
+        if self._everything:
             self._gone = set(read_published(cluster, [self.number])[self.number].accounts)
+
+    @property
+    def _what(self) -> str:
+        return f"the state in {self.store.directory}"
 
     def release(self) -> None:
         """Stop publishing; the state stays open."""
@@ -209,12 +241,27 @@ class OwnedPartition:
         with self._reading:
             self.store.close()
 
+    def damage(self, error: StateError) -> None:
+        """Let the state go because its store is damaged; whoever opens it next rebuilds it.
+
+        Raises:
+            StateError: not even that can be noted in its directory.
+        """
+        logger.warning("partition %d: %s", self.number, error)
+        self.store.mark_damaged()
+        self.lose()
+
     def lose(self) -> None:
         """Let the state go: another worker has the partition, or a freeze was not settled."""
         self.lost = True
         self.room.set()
 
     # -- flushing
+
+    @property
+    def is_flushing(self) -> bool:
+        """Whether a flush is under way."""
+        return self._flushing.locked()
 
     def is_due(self, interval_s: float, records: int) -> bool:
         """Return whether it is time to flush.
@@ -235,6 +282,9 @@ class OwnedPartition:
 
         Raises:
             PublishError: something cannot be published at all.
+            MissingRecords: records that were applied are gone.
+            ReplacedRecords: others have their offsets.
+            StateError: it cannot be stored.
         """
         async with self._flushing:
             if self.lost or self._publisher is None:
@@ -245,15 +295,15 @@ class OwnedPartition:
             flushed = self.unsettled
             frozen = self.partition.freeze()
             records = self._outgoing(frozen, cluster.settings.topic)
-            if records:
-                loop = asyncio.get_running_loop()
-                try:
-                    await loop.run_in_executor(executor, self._publisher.publish, records)
-                except FencedError as error:
-                    logger.warning("partition %d belongs to another worker: %s", self.number, error)
-                    self.lose()
-                if self.lost:  # perhaps meanwhile: the store may be closed by now
-                    return False
+            loop = asyncio.get_running_loop()
+            publish = partial(self._publish, self._publisher, records, position_of(frozen))
+            try:
+                await loop.run_in_executor(executor, publish)
+            except FencedError as error:
+                logger.warning("partition %d belongs to another worker: %s", self.number, error)
+                self.lose()
+            if self.lost:  # perhaps meanwhile: the store may be closed by now
+                return False
             if self._is_at_cut(frozen):
                 self._published = frozen.watermark
                 self._owed.clear()
@@ -266,6 +316,23 @@ class OwnedPartition:
             self.unsettled -= flushed
             self.room.set()
             return True
+
+    def _publish(self, publisher: Publisher, records: list[Outgoing], position: Position) -> None:
+        """Publish, unless the topics do not hold what was applied; blocks.
+
+        The broker is waited for. A broker that was away may have lost records, so the topics are
+        looked at first: nothing goes out, or into the store, that they do not bear out.
+        """
+        assert self._log_watch is not None
+        while True:
+            try:
+                self._log_watch.confirm(position, self._what)
+                break
+            except UnreachableError as error:
+                publisher.require_open()
+                logger.warning("partition %d waits: %s", self.number, error)
+        if records:
+            publisher.publish(records)
 
     def _is_at_cut(self, frozen: Frozen) -> bool:
         """Return whether nothing newer than this freeze was published before."""
@@ -311,6 +378,7 @@ class OwnedPartition:
             topic_ids=self.partition.origin.topic_ids,
             partitions=self.partition.origin.partitions,
             counts=frozen.counts,
+            tips=frozen.tips,
         )
         records.append(Outgoing(name, self.number, MARK_KEY, encode(mark)))
         return records

@@ -146,7 +146,7 @@ class Publisher:
             why = cause.str() if refused is None else refused.str()
             raise PublishError(f"{self._id}: {why}; what cannot be recorded is not gone past.")
         time.sleep(_PAUSE_S)
-        self._give_up_if_closing()
+        self.require_open()
 
     def _not_delivered(self, error: KafkaError | None, _: object) -> None:
         if error is not None and error.code() in _REFUSALS:
@@ -164,7 +164,7 @@ class Publisher:
                 )
                 return
             except BufferError:
-                self._give_up_if_closing()
+                self.require_open()
                 self._producer.poll(0.1)
 
     def _until_done(self, step: Callable[[float], None]) -> None:
@@ -177,7 +177,7 @@ class Publisher:
                 cause = error.args[0]
                 if not cause.retriable():
                     raise
-                self._give_up_if_closing()
+                self.require_open()
                 logger.warning(
                     "%s: Kafka did not answer for %.0f s (%s); waiting",
                     self._id,
@@ -185,6 +185,11 @@ class Publisher:
                     cause.str(),
                 )
 
-    def _give_up_if_closing(self) -> None:
+    def require_open(self) -> None:
+        """Go on only if `close` was not called.
+
+        Raises:
+            FencedError: it was.
+        """
         if self._closing:
             raise FencedError(f"{self._id}: closed while publishing.")

@@ -11,19 +11,28 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
+from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 from confluent_kafka import KafkaException
 
 from ledger.agents.assignor import Progress
 from ledger.agents.chunked import Chunk, ChunkedApp
 from ledger.agents.owned import OwnedPartition, open_state, stored_progress
-from ledger.errors import LedgerError, MissingRecords, StateError, TopicError
+from ledger.errors import (
+    DamagedState,
+    LedgerError,
+    MissingRecords,
+    ReplacedTopic,
+    StateError,
+    TopicError,
+    UnreachableError,
+)
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster
 from ledger.places import Place, take_place
-from ledger.projections.partition import Origin
+from ledger.projections.partition import Origin, Partition, require_same_partitions
 from ledger.settings import Settings
 from ledger.snapshots import Snapshots
 
@@ -38,6 +47,7 @@ _STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
 _LEAVE_S: Final = 0.8
 _STUCK_S: Final = 60.0
+_TOPICS_S: Final = 5.0
 _LOOK_S: Final = 0.05
 _MOST_UNSETTLED: Final = 4  # times flush_records
 
@@ -80,6 +90,7 @@ class LedgerApp(ChunkedApp):
         logger.info("worker in %s, Kafka at %s", self._place.directory, self.cluster.bootstrap)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         self._start(self._flush_forever())
+        self._start(self._watch_topics())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
@@ -118,66 +129,71 @@ class LedgerApp(ChunkedApp):
     async def activate(self, epoch: int) -> None:
         """Open the assigned partitions' states and resume fetching where they end.
 
+        Brokers that do not answer are waited for.
+
         Raises:
-            MissingRecords: records between a state's watermark and the topic's start are gone.
+            MissingRecords: records that state was made of, or needs, are gone.
+            ReplacedRecords: others have their offsets.
+            ReplacedTopic: a topic was created anew.
         """
         async with self._activation:
-            if self.epoch != epoch or self._closing or self.is_active:
-                return
-            self.park()  # whatever is open is found there, and not opened twice
-            assigned = self.assigned()
-            numbers = sorted({where.partition for where in assigned})
-            wanted = {TopicPartition(topic, n) for topic in self._names for n in numbers}
-            if wanted != assigned:
-                raise TopicError(f"The topics were not assigned together: {sorted(assigned)}.")
-            origin = await self._in_executor(self.cluster.ensure_outputs)
-            opened = await asyncio.gather(*(self._open(n, origin, epoch) for n in numbers))
-            if self.epoch == epoch:
-                await self._in_executor(self._check_bounds, opened)
-            if self.epoch != epoch or self._closing:
-                # Assigned anew meanwhile; the stores may still be of use.
-                self._parked.update((owned.number, owned) for owned in opened)
-                return
-            offsets = {
-                TopicPartition(self.settings.topic(topic), owned.number): offset
-                for owned in opened
-                for topic, offset in owned.partition.watermark.items()
-            }
-            for owned in opened:
-                owned.epoch = epoch
-                owned.expected = dict.fromkeys(INPUT_TOPICS, 0)
-                owned.behind = {}
-                self.owned[owned.number] = owned
-                self._progress[owned.number] = sum(owned.settled.values())
-            left_over = [self._parked.pop(number) for number in list(self._parked)]
-            await self.resume(epoch, offsets)
-            for owned in left_over:
-                await self._in_executor(owned.close)
-            logger.info("folding partitions %s", ", ".join(map(str, numbers)) or "none")
+            while self.epoch == epoch and not self._closing and not self.is_active:
+                try:
+                    await self._take_assigned(epoch)
+                    return
+                except UnreachableError as error:
+                    logger.warning("waiting to take partitions: %s", error)
+                    await asyncio.sleep(_RETAKE_PAUSE_S)
 
-    async def _open(self, number: int, origin: Origin, epoch: int) -> OwnedPartition:
+    async def _take_assigned(self, epoch: int) -> None:
+        self.park()  # whatever is open is found there, and not opened twice
+        assigned = self.assigned()
+        numbers = sorted({where.partition for where in assigned})
+        wanted = {TopicPartition(topic, n) for topic in self._names for n in numbers}
+        if wanted != assigned:
+            raise TopicError(f"The topics were not assigned together: {sorted(assigned)}.")
+        origin = await self._in_executor(self.cluster.ensure_outputs)
+        outcomes = await asyncio.gather(
+            *(self._open(number, origin, epoch) for number in numbers), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if outcome is not None:
+                raise outcome
+        if self.epoch != epoch or self._closing:
+            return  # assigned anew meanwhile; the stores may still be of use
+        opened = [self._parked.pop(number) for number in numbers]
+        offsets = {
+            TopicPartition(self.settings.topic(topic), owned.number): offset
+            for owned in opened
+            for topic, offset in owned.partition.watermark.items()
+        }
+        for owned in opened:
+            owned.epoch = epoch
+            owned.expected = dict.fromkeys(INPUT_TOPICS, 0)
+            owned.behind = {}
+            self.owned[owned.number] = owned
+            self._progress[owned.number] = sum(owned.settled.values())
+        left_over = [self._parked.pop(number) for number in list(self._parked)]
+        await self.resume(epoch, offsets)
+        for owned in left_over:
+            await self._in_executor(owned.close)
+        logger.info("folding partitions %s", ", ".join(map(str, numbers)) or "none")
+
+    async def _open(self, number: int, origin: Origin, epoch: int) -> None:
+        """Open a partition's state, park it and become its owner."""
         assert self._place is not None
-        owned = self._parked.pop(number, None)
+        owned = self._parked.get(number)
         if owned is not None and (owned.lost or owned.partition.origin != origin):
+            del self._parked[number]
             await self._in_executor(owned.close)
             owned = None
         if owned is None:
             store, partition = await self._in_executor(
                 open_state, self._place.partition(number), number, origin, self._snapshots
             )
-            owned = OwnedPartition(number, store, partition)
+            owned = self._parked[number] = OwnedPartition(number, store, partition)
         if self.epoch == epoch:  # else it may be another worker's by now, who must not be fenced
             await self._in_executor(owned.acquire, self.cluster)
-        return owned
-
-    def _check_bounds(self, opened: list[OwnedPartition]) -> None:
-        slots = [(topic, owned.number) for owned in opened for topic in INPUT_TOPICS]
-        earliest, ends = self.cluster.earliest(slots), self.cluster.ends(slots)
-        for owned in opened:
-            for topic, offset in owned.partition.watermark.items():
-                first, last = earliest[topic, owned.number], ends[topic, owned.number]
-                if not first <= offset <= last:
-                    raise MissingRecords(topic, owned.number, offset, first, last)
 
     # -- folding
 
@@ -194,7 +210,11 @@ class LedgerApp(ChunkedApp):
                     f"{chunk.offset} was lost on its way to the agent. Start the worker again."
                 )
             owned.expected[topic] += 1
-            owned.partition.apply(topic, chunk.records, chunk.next_offset)
+            try:
+                owned.partition.apply(topic, chunk.records, chunk.next_offset)
+            except DamagedState as error:
+                owned.damage(error)
+                return
             owned.unsettled += len(chunk.records)
             owned.behind[topic] = chunk.behind
             while (
@@ -240,7 +260,7 @@ class LedgerApp(ChunkedApp):
             self.fail(f"The tables could not be flushed: {error!r}")
 
     async def _flush_all(self, partitions: list[OwnedPartition], timeout_s: float | None) -> None:
-        flushes = asyncio.gather(*(o.flush(self.cluster, self._executor) for o in partitions))
+        flushes = asyncio.gather(*map(self._flush, partitions))
         try:
             await asyncio.wait_for(flushes, timeout_s)
         except TimeoutError:
@@ -250,8 +270,16 @@ class LedgerApp(ChunkedApp):
         for owned in partitions:
             self._progress[owned.number] = sum(owned.settled.values())
 
+    async def _flush(self, owned: OwnedPartition) -> None:
+        try:
+            await owned.flush(self.cluster, self._executor)
+        except DamagedState as error:
+            owned.damage(error)
+        except LedgerError as error:
+            self._end(str(error))
+
     async def _retake(self, epoch: int) -> None:
-        """Take partitions again that were fenced although the group says they are ours.
+        """Take partitions again that were fenced, or damaged, if the group says they are ours.
 
         A worker whose assignment came late may have fenced us; or we were paused and are the late
         one. The group coordinator knows: it refuses the commit of a member that is out.
@@ -289,7 +317,9 @@ class LedgerApp(ChunkedApp):
             await self._in_executor(
                 owned.write_snapshot, self._snapshots, self.settings.snapshots_kept
             )
-        except OSError as error:
+        except DamagedState as error:
+            owned.damage(error)
+        except (OSError, LedgerError) as error:
             # Snapshots save time, nothing else depends on them.
             owned.snapshot_at = time.monotonic()
             logger.warning("partition %d: no snapshot could be written: %s", owned.number, error)
@@ -321,9 +351,35 @@ class LedgerApp(ChunkedApp):
 
     def fail(self, sentence: str) -> Any:
         """End the process with exit code 2; a supervisor starts it again."""
-        if not self._closing:
-            sys.stderr.write(f"error: {sentence}\n")
+        if self._closing:  # Faust's parts fail while they are taken down; that says nothing
+            _leave(2)
+        self._end(sentence)
+
+    def _end(self, sentence: str) -> NoReturn:
+        sys.stderr.write(f"error: {sentence}\n")
         _leave(2)
+
+    def explain(self, failure: BaseException) -> str:
+        """Return a sentence on why the consumer failed."""
+        if isinstance(failure, OffsetOutOfRangeError):
+            with contextlib.suppress(LedgerError, KafkaException):
+                where, offset = next(iter(failure.args[0].items()))
+                slot = (self._names[where.topic], where.partition)
+                first, last = self.cluster.earliest([slot])[slot], self.cluster.ends([slot])[slot]
+                return str(MissingRecords(*slot, offset, first, last, "the state of this worker"))
+        return super().explain(failure)
+
+    async def _watch_topics(self) -> None:
+        """Notice topics that are deleted, created anew or given more partitions as we fold them."""
+        try:
+            while not self._closing:
+                await asyncio.sleep(_TOPICS_S)
+                with contextlib.suppress(UnreachableError):
+                    now = await self._in_executor(self.cluster.origin)
+                    for owned in list(self.owned.values()):
+                        require_same_topics(owned.partition, now)
+        except LedgerError as error:
+            self.fail(str(error))
 
     # -- watching
 
@@ -347,18 +403,45 @@ class LedgerApp(ChunkedApp):
             if restoring or (self.is_connected and self.is_active and not self._is_stuck(now)):
                 idle_since = now
             elif now - idle_since > _STUCK_S:
+                if not self._kafka_answers():
+                    idle_since = time.monotonic()
+                    continue
                 self.fail(f"No partition was taken, or no record applied, for {_STUCK_S:.0f} s.")
+
+    def _kafka_answers(self) -> bool:
+        try:
+            self.cluster.cluster_id()
+        except (LedgerError, KafkaException) as error:
+            logger.warning("waiting: %s", error)
+            return False
+        return True
 
     def _tick(self) -> None:
         self._beat = time.monotonic()
 
     def _is_stuck(self, now: float) -> bool:
         """Return whether a partition is lost, or chunks wait and none is finished."""
-        lost = any(owned.lost for owned in list(self.owned.values()))
+        partitions = list(self.owned.values())
+        if any(owned.is_flushing for owned in partitions):
+            return False  # the publisher waits for the broker, and says so
+        lost = any(owned.lost for owned in partitions)
         return lost or (self.chunks_waiting and now - self.chunk_finished_at > _LOOK_S * 20)
 
 
-def _leave(code: int) -> None:
+def require_same_topics(partition: Partition, origin: Origin) -> None:
+    """Refuse topics that are not those that a state is made of.
+
+    Raises:
+        ReplacedTopic: one was created anew.
+        TopicError: their number of partitions changed.
+    """
+    for topic, topic_id in partition.origin.topic_ids.items():
+        if origin.topic_ids[topic] != topic_id:
+            raise ReplacedTopic(topic, partition.number, partition.watermark[topic])
+    require_same_partitions(partition.origin.partitions, origin.partitions)
+
+
+def _leave(code: int) -> NoReturn:
     logging.shutdown()
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
@@ -404,6 +487,8 @@ def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
                 await app.fold(event.value)
             except asyncio.CancelledError:
                 raise
+            except LedgerError as error:
+                app.fail(str(error))
             except BaseException as error:  # noqa: BLE001
                 app.fail(f"{event.value.topic}:{event.value.partition}: {error!r}")
 

@@ -17,7 +17,7 @@ import msgspec
 from ledger import digests
 from ledger.amounts import add, subtract
 from ledger.codec import DECODERS
-from ledger.errors import InvalidRecord, StateError, TopicError
+from ledger.errors import DamagedState, InvalidRecord, RefusedState, TopicError
 from ledger.events import (
     INPUT_TOPICS,
     RULES_VERSION,
@@ -126,6 +126,22 @@ class Origin(msgspec.Struct, frozen=True):
     partitions: int = 1
 
 
+class Tip(msgspec.Struct, frozen=True):
+    """The last record applied of a topic, to notice when its offset is used for another one.
+
+    Attributes:
+        offset: of the record.
+        digest: SHA-256 (hex) of it, made as the first link of a log digest is.
+    """
+
+    offset: int
+    digest: str
+
+
+Tips = dict[str, Tip]
+"""For each input topic the last record applied; topics of which none was are not there."""
+
+
 class Header(msgspec.Struct, kw_only=True):
     """What is stored of a partition beside its entries."""
 
@@ -135,6 +151,7 @@ class Header(msgspec.Struct, kw_only=True):
     watermark: Watermark
     counts: Counts
     log_digests: dict[str, str] | None
+    tips: Tips
     total: str  # the sum of the entries' elements, hex
 
 
@@ -147,6 +164,7 @@ class Frozen:
     counts: Counts
     state_digest: str
     log_digests: dict[str, str] | None
+    tips: Tips
     changes: dict[bytes, bytes | None]
     accounts: dict[str, Texts]
     rejected: list[Rejected]
@@ -190,7 +208,8 @@ class Partition:
                 digests, because they would have to cover what was left out.
 
         Raises:
-            StateError: the stored state is damaged, or of other topics or another rules version.
+            DamagedState: the stored state is damaged.
+            RefusedState: it is of other topics or another rules version.
             TopicError: the topics have another number of partitions than when it was made.
         """
         self.number = number
@@ -220,6 +239,7 @@ class Partition:
         self.watermark: Watermark = dict.fromkeys(INPUT_TOPICS, 0)
         self.counts: Counts = {t: dict.fromkeys(VERDICTS, 0) for t in INPUT_TOPICS}
         self._chains: dict[str, bytes] | None = dict.fromkeys(INPUT_TOPICS, digests.GENESIS)
+        self.tips: Tips = {}
         self._total = 0
         stored = store.get(META_KEY)
         if stored is not None:
@@ -237,7 +257,7 @@ class Partition:
             ("topics", header.origin.topic_ids, self.origin.topic_ids),
         ):
             if found != expected:
-                raise StateError(
+                raise RefusedState(
                     f"The stored state of partition {self.number} belongs to another {what} "
                     f"({found}, now {expected})."
                 )
@@ -248,6 +268,7 @@ class Partition:
         self._chains = (
             None if digests_hex is None else {t: bytes.fromhex(d) for t, d in digests_hex.items()}
         )
+        self.tips = dict(header.tips)
         self._total = int(header.total, 16)
 
     # -- reading
@@ -334,6 +355,7 @@ class Partition:
         chains = self._chains
         digest = chains[topic] if chains is not None else None
         link = digests.chain
+        record: Record | None = None
         for record in records:
             offset, key, value = record.offset, record.key, record.value
             if offset < position:
@@ -365,6 +387,8 @@ class Partition:
         self.watermark[topic] = position
         if chains is not None and digest is not None:
             chains[topic] = digest
+        if record is not None:
+            self.tips[topic] = tip_of(record.offset, record.key, record.value)
 
     def _check_key(self, key: bytes | None, account: str) -> None:
         if key is None:
@@ -629,6 +653,7 @@ class Partition:
             counts={topic: dict(tally) for topic, tally in self.counts.items()},
             state_digest=self.state_digest(),
             log_digests=self.log_digests,
+            tips=dict(self.tips),
             changes=changes,
             accounts=accounts,
             rejected=rejected,
@@ -661,8 +686,14 @@ class Partition:
             watermark=self.watermark,
             counts=self.counts,
             log_digests=self.log_digests,
+            tips=self.tips,
             total=f"{self._total:x}",
         )
+
+
+def tip_of(offset: int, key: bytes | None, value: bytes | None) -> Tip:
+    """Return what is remembered of a record when it is the last one applied."""
+    return Tip(offset, digests.chain(digests.GENESIS, offset, key, value).hex())
 
 
 def require_same_partitions(before: int, now: int) -> None:
@@ -682,12 +713,12 @@ def read_header(value: bytes) -> Header:
     """Return a stored header.
 
     Raises:
-        StateError: it is damaged.
+        DamagedState: it is damaged.
     """
     try:
         return _decode_header(value)
     except msgspec.DecodeError as error:
-        raise StateError(f"The stored state's header is damaged: {error}.") from error
+        raise DamagedState(f"The stored state's header is damaged: {error}.") from error
 
 
 def entry_of_fill(account: str, fill: Fill) -> JournalEntry:
