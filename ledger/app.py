@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 
 from ledger.agents.worker import LedgerApp, create_app
 from ledger.settings import Settings, load_settings
 from ledger.stack import kafka_endpoint
 
+_REPEATED_AFTER_S = 30.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
+
+
+class _Sparingly(logging.Filter):
+    """Lets through only now and then what aiokafka says many times a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record is to be logged."""
+        if not record.name.startswith("aiokafka"):
+            return True
+        now = time.monotonic()
+        what = (record.name, str(record.msg))
+        if now - self._said_at.get(what, -_REPEATED_AFTER_S) < _REPEATED_AFTER_S:
+            return False
+        self._said_at[what] = now
+        return True
 
 
 def run_worker(settings: Settings, log_level: str = "info") -> None:
@@ -23,6 +44,8 @@ def run_worker(settings: Settings, log_level: str = "info") -> None:
     uvloop.install()
     application = create_app(settings, kafka_endpoint(settings))
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_Sparingly())
     for noisy in ("faust", "mode", "aiokafka"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     worker = application.Worker(

@@ -15,7 +15,7 @@ from typing import Final
 from ledger import digests
 from ledger.errors import MissingRecords, ReplacedRecords, ReplacedTopic
 from ledger.events import INPUT_TOPICS
-from ledger.kafka import Cluster, KafkaRecord, Slot
+from ledger.kafka import BALANCES, Cluster, KafkaRecord, Slot
 from ledger.projections.partition import (
     Frozen,
     Origin,
@@ -25,7 +25,7 @@ from ledger.projections.partition import (
     Watermark,
     tip_of,
 )
-from ledger.published import Mark
+from ledger.published import Mark, newest_marks
 
 PUBLISHED: Final = "the published tables"
 
@@ -78,6 +78,17 @@ def claim_of(mark: Mark, partition: int, origin: Origin) -> Claim:
         if mark.topic_ids.get(topic) != origin.topic_ids[topic]:
             raise ReplacedTopic(topic, partition, mark.watermark.get(topic, 0))
     return Claim(PUBLISHED, partition, mark.watermark, mark.tips)
+
+
+def require_tables_continuous(cluster: Cluster, origin: Origin) -> None:
+    """Check that the topics hold what the published tables say.
+
+    Raises:
+        LostRecords: they do not.
+    """
+    if BALANCES in cluster.topics([BALANCES]):
+        marks = newest_marks(cluster, range(origin.partitions))
+        require_continuous(cluster, [claim_of(mark, n, origin) for n, mark in marks.items()])
 
 
 def require_continuous(cluster: Cluster, claims: Iterable[Claim]) -> None:

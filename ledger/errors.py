@@ -49,8 +49,22 @@ class InvalidRecord(LedgerError):  # noqa: N818 - a verdict about a record, not 
         super().__init__(f"{reason}: {detail}")
 
 
-class MissingRecords(LedgerError):  # noqa: N818 - reads better where it is raised
-    """Records that are still needed, or that state was made of, are not in the topic."""
+class LostRecords(LedgerError):  # noqa: N818 - reads better where it is raised
+    """The topics do not hold what state was made of, or needs next.
+
+    Attributes:
+        what_happened: in a sentence, without what to do.
+    """
+
+    def __init__(self, topic: str, partition: int, what_happened: str) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.what_happened = f"{topic}:{partition}: {what_happened}."
+        super().__init__(f"{self.what_happened} {_RECOVER}")
+
+
+class MissingRecords(LostRecords):
+    """Records are not in the topic."""
 
     def __init__(
         self,
@@ -61,47 +75,43 @@ class MissingRecords(LedgerError):  # noqa: N818 - reads better where it is rais
         latest: int,
         what: str | None = None,
     ) -> None:
-        self.topic = topic
-        self.partition = partition
         self.needed = needed
         self.earliest = earliest
         self.latest = latest
         if needed < earliest:
             found = f"offsets {needed} to {earliest - 1} are gone (earliest offset is {earliest})"
             used = "" if what is None else f", and {what} needs them next"
-            hint = f"A snapshot whose watermark is at or above {earliest} is needed. {_RECOVER}"
         else:
             found = f"the topic ends at {latest}, before the needed offset {needed}"
-            used = "" if what is None else f", up to which {what} holds its records"
-            hint = f"It was truncated, or lost acknowledged records. {_RECOVER}"
-        super().__init__(f"{topic}:{partition}: {found}{used}. {hint}")
+            used = "" if what is None else f", up to which {what} has its records"
+        super().__init__(topic, partition, found + used)
 
 
-class ReplacedRecords(LedgerError):  # noqa: N818 - reads better where it is raised
+class ReplacedRecords(LostRecords):
     """Other records have the offsets of records that state was made of."""
 
     def __init__(self, topic: str, partition: int, first: int, last: int, what: str) -> None:
-        self.topic = topic
-        self.partition = partition
         self.first = first
         self.last = last
         where = f"offset {last} holds" if first == last else f"offsets {first} to {last} hold"
         super().__init__(
-            f"{topic}:{partition}: {where} something else than what {what} was made of: a broker "
-            f"lost records that it had acknowledged, and used their offsets again. {_RECOVER}"
+            topic,
+            partition,
+            f"{where} something else than what {what} was made of: a broker lost records that it "
+            "had acknowledged, and used their offsets again",
         )
 
 
-class ReplacedTopic(LedgerError):  # noqa: N818 - reads better where it is raised
+class ReplacedTopic(LostRecords):
     """A topic was deleted and created anew since tables were made of it."""
 
     def __init__(self, topic: str, partition: int, next_offset: int) -> None:
-        self.topic = topic
-        self.partition = partition
         self.next_offset = next_offset
         super().__init__(
-            f"{topic}:{partition}: the topic was created anew: the records before offset "
-            f"{next_offset} that the published tables were made of are gone. {_RECOVER}"
+            topic,
+            partition,
+            f"the topic was created anew: the records before offset {next_offset} that the "
+            "published tables were made of are gone",
         )
 
 

@@ -98,16 +98,17 @@ _PASSING: Final = frozenset(
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.NOT_COORDINATOR,
         KafkaError.NETWORK_EXCEPTION,
+        KafkaError.FENCED_LEADER_EPOCH,
+        KafkaError.UNKNOWN_LEADER_EPOCH,
+        KafkaError._NOENT,  # librdkafka found no leader of any partition that was asked for
     }
 )
-_patient: Final = Retrying(
-    retry=retry_if_exception(
-        lambda error: isinstance(error, KafkaException) and error.args[0].code() in _PASSING
-    ),
-    stop=stop_after_delay(REQUEST_TIMEOUT_S),
-    wait=wait_fixed(0.1),
-    reraise=True,
-)
+_AWAY: Final = _PASSING | {
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError.REQUEST_TIMED_OUT,
+}
 
 
 class Cluster:
@@ -127,7 +128,7 @@ class Cluster:
             UnreachableError: no broker answers.
         """
         described = self._ask(
-            lambda: self.admin.describe_cluster(request_timeout=REQUEST_TIMEOUT_S).result()
+            lambda admin: admin.describe_cluster(request_timeout=REQUEST_TIMEOUT_S).result()
         )
         return str(described.cluster_id)
 
@@ -135,9 +136,9 @@ class Cluster:
         """Return the shape of those of the named topics that exist."""
         prefixed = {self.settings.topic(name): name for name in names}
 
-        def describe() -> dict[str, TopicShape]:
+        def describe(admin: AdminClient) -> dict[str, TopicShape]:
             shapes: dict[str, TopicShape] = {}
-            futures = self.admin.describe_topics(
+            futures = admin.describe_topics(
                 TopicCollection(list(prefixed)), request_timeout=REQUEST_TIMEOUT_S
             )
             for topic, future in futures.items():
@@ -206,8 +207,8 @@ class Cluster:
         names = {self.settings.topic(name): name for name in (*INPUT_TOPICS, BALANCES)}
         resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
 
-        def describe() -> dict[str, dict[str, str]]:
-            futures = self.admin.describe_configs(resources, request_timeout=REQUEST_TIMEOUT_S)
+        def describe(admin: AdminClient) -> dict[str, dict[str, str]]:
+            futures = admin.describe_configs(resources, request_timeout=REQUEST_TIMEOUT_S)
             return {
                 names[resource.name]: {key: str(e.value) for key, e in future.result().items()}
                 for resource, future in futures.items()
@@ -257,7 +258,8 @@ class Cluster:
             if name not in shapes
         ]
         if new:
-            for topic, future in self.admin.create_topics(new, request_timeout=15.0).items():
+            admin = self.admin
+            for topic, future in admin.create_topics(new, request_timeout=15.0).items():
                 try:
                     future.result()
                 except KafkaException as error:
@@ -314,8 +316,8 @@ class Cluster:
         if not by_partition:
             return {}
 
-        def list_offsets() -> dict[Slot, ListOffsetsResultInfo]:
-            futures = self.admin.list_offsets(
+        def list_offsets(admin: AdminClient) -> dict[Slot, ListOffsetsResultInfo]:
+            futures = admin.list_offsets(
                 dict.fromkeys(by_partition, spec),
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=REQUEST_TIMEOUT_S,
@@ -324,14 +326,41 @@ class Cluster:
 
         return self._ask(list_offsets)
 
-    def _ask(self, question: Callable[[], _T]) -> _T:
+    def members(self, group: str) -> list[str]:
+        """Return the client ids of a consumer group's members; none where there is no group."""
+        described = self._ask(
+            lambda admin: admin.describe_consumer_groups(
+                [group], request_timeout=REQUEST_TIMEOUT_S
+            )[group].result()
+        )
+        return sorted(str(member.client_id) for member in described.members)
+
+    def _ask(self, question: Callable[[AdminClient], _T]) -> _T:
         """Return the answer to an admin request, asked again while leaders are being elected."""
+        patiently = Retrying(
+            retry=retry_if_exception(
+                lambda error: isinstance(error, KafkaException) and error.args[0].code() in _PASSING
+            ),
+            stop=stop_after_delay(REQUEST_TIMEOUT_S),
+            wait=wait_fixed(0.1),
+            reraise=True,
+        )
         try:
-            return _patient(question)
+            answer: _T = patiently(self._ask_once, question)
+            return answer
         except KafkaException as error:
-            code = error.args[0].code()
-            if code in (KafkaError._TRANSPORT, KafkaError._TIMED_OUT, KafkaError._ALL_BROKERS_DOWN):
+            if error.args[0].code() in _AWAY:
                 raise UnreachableError("Kafka", self.bootstrap, error.args[0].str()) from error
+            raise
+
+    def _ask_once(self, question: Callable[[AdminClient], _T]) -> _T:
+        admin = self.admin  # held until it has answered: what a dropped client owes never comes
+        try:
+            return question(admin)
+        except KafkaException as error:
+            # A client keeps asking with the leader's epoch that it once learnt.
+            if error.args[0].code() in _PASSING and self.admin is admin:
+                self.admin = AdminClient(client_config(self.bootstrap))
             raise
 
     # -- records

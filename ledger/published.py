@@ -159,19 +159,17 @@ def tails(cluster: Cluster, partitions: Iterable[int]) -> dict[int, Tail]:
     depth = 16
     while left:
         spans = {slot: (max(earliest[slot], ends[slot] - depth), ends[slot]) for slot in left}
+        decided = {slot for slot in left if spans[slot][0] == earliest[slot]}
         for batch in cluster.read(spans):
+            number = batch.partition
             for record in batch.records:
-                if record.value is None:
-                    continue
-                if record.key == MARK_KEY:
-                    found[batch.partition] = Tail(
-                        mark=decode_mark(record.value, batch.partition, record.offset)
-                    )
-                elif record.key == LETTERS_ACCOUNT.encode():
-                    found[batch.partition].letters = _decode_row(record.value).watermark
-        left = [
-            slot for slot in left if found[slot[1]].mark is None and spans[slot][0] > earliest[slot]
-        ]
+                if record.key == MARK_KEY:  # one without a value was removed: nobody published yet
+                    mark = record.value and decode_mark(record.value, number, record.offset)
+                    found[number] = Tail(mark or None)
+                    decided.add((BALANCES, number))
+                elif record.key == LETTERS_ACCOUNT.encode() and record.value is not None:
+                    found[number].letters = _decode_row(record.value).watermark
+        left = [slot for slot in left if slot not in decided]
         depth *= 64
     return found
 
@@ -221,10 +219,12 @@ class MarkReader:
         spans = {slot: (self._positions[slot], ends[slot]) for slot in known}
         for batch in self._cluster.read(spans):
             for record in batch.records:
-                if record.key == MARK_KEY and record.value is not None:
-                    self.marks[batch.partition] = decode_mark(
-                        record.value, batch.partition, record.offset
-                    )
+                if record.key == MARK_KEY:
+                    self.marks.pop(batch.partition, None)
+                    if record.value is not None:
+                        self.marks[batch.partition] = decode_mark(
+                            record.value, batch.partition, record.offset
+                        )
         self._positions.update(ends)
 
 

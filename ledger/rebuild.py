@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from ledger.continuity import Claim, require_continuous
 from ledger.errors import StateError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster, Slot
@@ -108,13 +109,15 @@ class Rebuilder:
             observe: of a partition, what is told of each record from `start` on.
 
         Raises:
-            MissingRecords: records that are needed are gone.
+            MissingRecords: records that are needed, or that a snapshot was made of, are gone.
+            ReplacedRecords: others have the offsets of a snapshot's.
         """
         rebuilt = Rebuilt()
         for number in sorted(end):
             partition, used = self._base(number, start[number], base)
             rebuilt.partitions[number] = partition
             rebuilt.bases[number] = used
+        self._require_bases_continuous(rebuilt)
         self._advance(rebuilt, start, None)
         if at_start is not None:
             for partition in rebuilt.partitions.values():
@@ -157,6 +160,15 @@ class Rebuilder:
                 except StateError as error:
                     self._warn(str(error))
         return Partition(number, MemoryStore(), partition_of, self._origin), None
+
+    def _require_bases_continuous(self, rebuilt: Rebuilt) -> None:
+        claims = [
+            Claim(f"snapshot {used.path}", number, partition.watermark, partition.tips)
+            for number, partition in rebuilt.partitions.items()
+            if (used := rebuilt.bases[number]) is not None
+        ]
+        if claims:
+            require_continuous(self._cluster, claims)
 
     def _advance(
         self,

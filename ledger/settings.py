@@ -6,10 +6,12 @@ The environment wins over the file that `LEDGER_CONFIG` names. Nothing else read
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
+from urllib.parse import unquote, urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +24,8 @@ from ledger.errors import ConfigurationError
 CONFIG_VARIABLE = "LEDGER_CONFIG"
 DEFAULT_PARTITIONS = 8
 
+BUCKET_SCHEMES: Final = ("s3", "gs", "az")
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -29,6 +33,32 @@ def _prefix(value: str) -> str:
     if not all(c.isascii() and (c.isalnum() or c in "._-") for c in value) or len(value) > 100:
         raise ValueError("only letters, digits, '.', '_' and '-' (at most 100)")
     return value
+
+
+def _place(value: object) -> object:
+    """Return a directory's path, or a bucket's URL as it is."""
+    if not isinstance(value, str):
+        return value
+    if "://" not in value:
+        return Path(value)
+    url = urlsplit(value)
+    path = url.path.removeprefix("/").rstrip("/")
+    steps = [unquote(step) for step in path.split("/")]
+    if url.scheme == "file" and not url.netloc and url.path.startswith("/") and any(steps):
+        return Path("/", *steps)
+    if url.scheme not in BUCKET_SCHEMES:
+        raise ValueError(
+            "only a directory, or a URL that begins with s3://, gs://, az:// or file:///"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", url.netloc) or url.query or url.fragment:
+        raise ValueError(
+            "only a bucket and a path; credentials, region and endpoint come from the environment"
+        )
+    if path and not all(re.fullmatch(r"[\w.=+-]+", s, re.A) for s in steps):
+        raise ValueError("only letters, digits, '.', '_', '=', '+', '-' and single '/' in its path")
+    if {".", ".."} & set(steps):
+        raise ValueError("no '.' or '..' as a part of its path")
+    return value.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -50,7 +80,11 @@ class Settings(BaseSettings):
     )
     replication: int = Field(1, ge=1, le=7, description="replication factor of created topics")
     state_dir: Path = Path(".ledger")
-    snapshots: Path | None = Field(None, description="default: 'snapshots' in the state directory")
+    snapshots: Annotated[Path | str | None, BeforeValidator(_place)] = Field(
+        None,
+        description="a directory (default: 'snapshots' in the state directory), or the URL of a "
+        "bucket: s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH",
+    )
 
     # The local stack: a port that is not set is chosen freely at the first start.
     kafka_port: Port | None = None
@@ -60,7 +94,9 @@ class Settings(BaseSettings):
     flush_interval_s: float = Field(0.5, gt=0, le=60, description="how often tables are published")
     flush_records: int = Field(10_000, ge=1, description="publish earlier after so many records")
     snapshot_interval_s: float = Field(60.0, gt=0, description="how often snapshots are written")
-    snapshots_kept: int = Field(8, ge=1, description="snapshots kept per partition")
+    snapshots_kept: int = Field(
+        8, ge=1, description="newest snapshots kept per partition; older ones are thinned out"
+    )
     chunk_records: int = Field(2_000, ge=1, le=100_000, description="records per Faust message")
 
     @classmethod
@@ -80,8 +116,8 @@ class Settings(BaseSettings):
         return sources
 
     @property
-    def snapshot_dir(self) -> Path:
-        """Where snapshots are kept."""
+    def snapshot_dir(self) -> Path | str:
+        """Where snapshots are kept: a directory, or the URL of a bucket."""
         return self.snapshots if self.snapshots is not None else self.state_dir / "snapshots"
 
     def topic(self, name: str) -> str:

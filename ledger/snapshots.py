@@ -1,23 +1,30 @@
 """Snapshots: immutable copies of one partition's state at a watermark, in Parquet files.
 
-A file's name says the partition and the watermark; it appears complete or not at all. Columns:
-`account`, `kind`, `id` and `value` (JSON; see `ledger.projections.entries`), in order of the
-entries' keys. The header is in the file's metadata under `ledger.header`, so any Parquet reader
-sees state and digests. Since state is a pure function of the records before its watermark, a
-snapshot is valid for ever, whoever wrote it.
+A file's name says the partition and the watermark; it appears complete or not at all, in a
+directory or in a bucket (`ledger.objects`). Columns: `account`, `kind`, `id` and `value` (JSON; see
+`ledger.projections.entries`), in order of the entries' keys. The file's metadata has, so that any
+Parquet reader sees them:
+
+| key | value |
+|---|---|
+| `ledger.header` | the header, JSON |
+| `ledger.header_sha256` | SHA-256 of those bytes, hex |
+| `ledger.state_digest` | the state digest (contract, section 4), hex |
+| `ledger.log_digests` | the log digest of each topic, JSON; null for a log that was begun later |
+
+All of it is checked when a snapshot is read. Since state is a pure function of the records before
+its watermark, a snapshot is valid for ever, whoever wrote it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import hashlib
 import re
-import time
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
@@ -26,10 +33,13 @@ import pyarrow.parquet as pq
 from ledger import digests
 from ledger.errors import StateError
 from ledger.events import INPUT_TOPICS, RULES_VERSION
+from ledger.objects import Listed, StorageError, objects_at
+from ledger.partitioner import partition_of
 from ledger.projections.entries import META_KEY, split_key
 from ledger.projections.partition import (
     Header,
     Origin,
+    Partition,
     Watermark,
     read_header,
     require_same_partitions,
@@ -37,8 +47,11 @@ from ledger.projections.partition import (
 from ledger.store import MemoryStore
 
 _HEADER_KEY: Final = b"ledger.header"
+_CHECKSUM_KEY: Final = b"ledger.header_sha256"
+_STATE_DIGEST_KEY: Final = b"ledger.state_digest"
+_LOG_DIGESTS_KEY: Final = b"ledger.log_digests"
 _ROWS: Final = 50_000
-_ABANDONED_S: Final = 3600.0
+_ROWS_AT_ONCE: Final = 10_000
 _SCHEMA: Final = pa.schema(
     [
         ("account", pa.string()),
@@ -47,40 +60,77 @@ _SCHEMA: Final = pa.schema(
         ("value", pa.string()),
     ]
 )
-_NAME: Final = re.compile(r"p(\d+)-orders=(\d+)-fills=(\d+)-transfers=(\d+)\.parquet")
+_NAME: Final = re.compile(r"p(\d{5,})-orders=(\d+)-fills=(\d+)-transfers=(\d+)\.parquet")
+
+Entries = Iterator[tuple[bytes, bytes]]
+
+
+class SnapshotError(StorageError):
+    """A snapshot is damaged, gone, or of another cluster, topic or rules version."""
 
 
 @dataclass(frozen=True)
 class SnapshotFile:
-    """A snapshot that exists: its partition, watermark and path."""
+    """A snapshot that exists: its partition, watermark, file name, and path or URL."""
 
     partition: int
     watermark: Watermark
-    path: Path
+    name: str
+    path: str
+
+    @property
+    def records(self) -> int:
+        """How far it is in the log: the sum of its offsets."""
+        return sum(self.watermark.values())
 
 
 class Snapshots:
-    """The snapshots of one ledger (one topic prefix) in a directory that processes share."""
+    """The snapshots of one ledger (one topic prefix) in a place that processes share."""
 
-    def __init__(self, directory: Path, prefix: str) -> None:
-        self.directory = directory / f"{prefix}snapshots" if prefix else directory
+    def __init__(self, place: Path | str, prefix: str) -> None:
+        """Name the place; nothing is asked of it yet.
 
-    def _path(self, partition: int, watermark: Watermark) -> Path:
-        position = "-".join(f"{topic}={watermark[topic]}" for topic in INPUT_TOPICS)
-        return self.directory / f"p{partition:05d}-{position}.parquet"
+        Args:
+            place: a directory, or a bucket's URL.
+            prefix: that of the topics.
+        """
+        if prefix:
+            below = f"{prefix}snapshots"
+            place = place / below if isinstance(place, Path) else f"{place.rstrip('/')}/{below}"
+        self._objects = objects_at(place)
+        self._headers: dict[Listed, Header | None] = {}  # of those that are there, None if damaged
+
+    def _file(self, name: str) -> SnapshotFile | None:
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        number, *offsets = map(int, match.groups())
+        watermark = dict(zip(INPUT_TOPICS, offsets, strict=True))
+        return SnapshotFile(number, watermark, name, self._objects.address(name))
+
+    def _listed(self, partition: int) -> list[tuple[SnapshotFile, Listed]]:
+        """Return the snapshots of a partition, newest first, and what listing said of them."""
+        found = [
+            (file, listed)
+            for listed in self._objects.names()
+            if (file := self._file(listed.name)) is not None and file.partition == partition
+        ]
+        return sorted(found, key=lambda pair: (pair[0].records, pair[0].name), reverse=True)
 
     def of_partition(self, partition: int) -> list[SnapshotFile]:
-        """Return the snapshots of a partition, newest (most records) first."""
-        found = []
-        for path in self.directory.glob(f"p{partition:05d}-*.parquet"):
-            match = _NAME.fullmatch(path.name)
-            if match is not None:
-                watermark = dict(zip(INPUT_TOPICS, map(int, match.groups()[1:]), strict=True))
-                found.append(SnapshotFile(partition, watermark, path))
-        return sorted(found, key=lambda file: sum(file.watermark.values()), reverse=True)
+        """Return the snapshots of a partition, newest (most records) first.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        return [file for file, _ in self._listed(partition)]
 
     def at_or_below(self, partition: int, limit: Watermark | None) -> list[SnapshotFile]:
-        """Return the snapshots that no topic's offset puts beyond `limit`, newest first."""
+        """Return the snapshots that no topic's offset puts beyond `limit`, newest first.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
         return [
             file
             for file in self.of_partition(partition)
@@ -88,71 +138,192 @@ class Snapshots:
         ]
 
     def write(self, header: Header, entries: Iterable[tuple[bytes, bytes]]) -> SnapshotFile:
-        """Write a snapshot of the entries under a header; the same one is left alone."""
-        path = self._path(header.partition, header.watermark)
-        file = SnapshotFile(header.partition, dict(header.watermark), path)
-        if path.exists() and self._is_of(file, header.origin):
-            return file
-        self.directory.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-        schema = _SCHEMA.with_metadata({_HEADER_KEY: msgspec.json.encode(header)})
-        try:
-            with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
-                for rows in _chunks(entries):
-                    writer.write_table(pa.table(_columns(rows), schema=schema))
-            with unfinished.open("rb+") as written:
-                os.fsync(written.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        """Write a snapshot of the entries under a header; the same one is left alone.
+
+        Raises:
+            StorageError: it cannot be written; then nothing of it is there.
+        """
+        position = "-".join(f"{topic}={header.watermark[topic]}" for topic in INPUT_TOPICS)
+        file = self._file(f"p{header.partition:05d}-{position}.parquet")
+        assert file is not None
+        for known, listed in self._listed(file.partition):
+            if known == file and self._is_of(known, listed, header.origin):
+                return file
+        schema = _SCHEMA.with_metadata(_metadata(header))
+        with (
+            self._objects.writing(file.name) as unfinished,
+            pq.ParquetWriter(
+                unfinished, schema, compression="zstd", write_page_checksum=True
+            ) as writer,
+        ):
+            for rows in _chunks(entries):
+                writer.write_table(pa.table(_columns(rows), schema=schema))
         return file
+
+    @contextlib.contextmanager
+    def open(self, file: SnapshotFile, origin: Origin) -> Iterator[tuple[Header, Entries]]:
+        """Return the header of a snapshot, and its entries as a store holds them, one by one.
+
+        The header's own entry is the last, and comes only when all before it add up to the digest:
+        whoever is not given it has nothing that can be used. The memory needed does not depend on
+        how many there are.
+
+        Raises:
+            SnapshotError: it cannot be used; the entries raise it too, at their end or before.
+            TopicError: the topics have another number of partitions than when it was made.
+        """
+        with contextlib.ExitStack() as stack:
+            with _refusing(file):
+                source = stack.enter_context(self._objects.reading(file.name))
+                parquet = stack.enter_context(
+                    pq.ParquetFile(source, page_checksum_verification=True)
+                )
+                header = _checked_header(parquet.schema_arrow)
+            if not _same_source(header, origin):
+                raise SnapshotError(
+                    f"Snapshot {file.path} is of other topics or rules than the ones in use."
+                )
+            require_same_partitions(header.origin.partitions, origin.partitions)
+            if header.partition != file.partition or header.watermark != file.watermark:
+                raise SnapshotError(f"Snapshot {file.path} does not hold what its name says.")
+            yield header, _checked_entries(parquet, header, file)
 
     def read(self, file: SnapshotFile, origin: Origin) -> tuple[Header, MemoryStore]:
         """Return the state in a snapshot, checked against its digest.
 
         Raises:
-            StateError: it is damaged, or of another cluster, topic or rules version.
+            SnapshotError: it cannot be used.
             TopicError: the topics have another number of partitions than when it was made.
         """
-        try:
-            with pq.ParquetFile(file.path) as parquet:
-                metadata = parquet.schema_arrow.metadata or {}
-                header = read_header(metadata.get(_HEADER_KEY, b""))
-                entries = dict(_entries(parquet))
-        except (OSError, pa.ArrowException, ValueError) as error:
-            raise StateError(f"Snapshot {file.path} cannot be read: {error}.") from error
-        if not _same_source(header, origin):
-            raise StateError(
-                f"Snapshot {file.path} is of other topics or rules than the ones in use."
-            )
-        require_same_partitions(header.origin.partitions, origin.partitions)
-        if header.partition != file.partition or header.watermark != file.watermark:
-            raise StateError(f"Snapshot {file.path} does not hold what its name says.")
-        if f"{digests.total_of(entries.items()):x}" != header.total:
-            raise StateError(f"Snapshot {file.path} is damaged: its entries do not add up.")
-        store = MemoryStore({**entries, META_KEY: msgspec.json.encode(header)})
-        return header, store
+        with self.open(file, origin) as (header, entries):
+            return header, MemoryStore(dict(entries))
 
-    def _is_of(self, file: SnapshotFile, origin: Origin) -> bool:
-        """Return whether a snapshot can be read and is of these topics and rules."""
-        try:
-            metadata = pq.read_schema(file.path).metadata or {}
-            return _same_source(read_header(metadata.get(_HEADER_KEY, b"")), origin)
-        except (OSError, pa.ArrowException, StateError):
-            return False
+    def _is_of(self, file: SnapshotFile, listed: Listed, origin: Origin) -> bool:
+        """Return whether a snapshot's header is whole and is of these topics and rules."""
+        if listed not in self._headers:
+            try:
+                with _refusing(file), self._objects.reading(file.name) as source:
+                    self._headers[listed] = _checked_header(pq.read_schema(source))
+            except SnapshotError:
+                self._headers[listed] = None
+        header = self._headers[listed]
+        return header is not None and _same_source(header, origin)
 
     def thin(self, partition: int, kept: int, origin: Origin) -> None:
-        """Remove all but the newest snapshots of a partition, and what killed writers left.
+        """Remove the snapshots of a partition that `superfluous` names, and what writers left.
 
         Those of other topics or rules do not count, and are left to whoever made them.
+
+        Raises:
+            StorageError: they cannot be listed or removed.
         """
-        own = [file for file in self.of_partition(partition) if self._is_of(file, origin)]
-        for file in own[kept:]:
-            file.path.unlink(missing_ok=True)
-        for unfinished in self.directory.glob(f".p{partition:05d}-*"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - unfinished.stat().st_mtime > _ABANDONED_S:
-                    unfinished.unlink()
+        listed = self._listed(partition)
+        own = [file for file, what in listed if self._is_of(file, what, origin)]
+        for file in superfluous(own, kept):
+            self._objects.delete(file.name)
+        there = {what for _, what in listed}
+        self._headers = {
+            what: header
+            for what, header in list(self._headers.items())
+            if what in there or not what.name.startswith(f"p{partition:05d}-")
+        }
+        self._objects.delete_abandoned(f"p{partition:05d}-")
+
+    def set_aside(self, file: SnapshotFile) -> None:
+        """Keep a snapshot, as evidence, under a name that nobody starts from.
+
+        Raises:
+            StorageError: it cannot be renamed.
+        """
+        self._objects.rename(file.name, f"set-aside-{file.name}")
+
+
+def superfluous(files: Sequence[SnapshotFile], kept: int) -> list[SnapshotFile]:
+    """Return those that need not be kept: beyond the newest few, the rest stand ever further apart.
+
+    Let *d* be how many records a snapshot lies behind the newest, and *g* half of the largest power
+    of two that is not above *d*. The log is cut into stretches of *g* records, counted from its
+    beginning; the oldest snapshot of a stretch stays. Stretches of one size lie within those of the
+    next, so whichever is the oldest of its stretch was so in every smaller one, too, and was never
+    removed before, whenever, however often and by whomever others were.
+
+    So at any time, for every snapshot there ever was, one is kept that is as old or older, and less
+    than 5/3 times as far from the newest. At most three are kept for each power of two, that is
+    `kept + 3 × log2(records)`; no clock is asked.
+
+    Args:
+        files: of one partition and origin, newest first.
+        kept: how many of the newest stay in any case.
+    """
+    if not files:
+        return []
+    newest = files[0].records
+    found = []
+    for file, older in zip(files[kept:], files[kept + 1 :], strict=False):
+        stretch = max(1, 1 << (newest - file.records).bit_length() >> 2)
+        if file.records // stretch == older.records // stretch:
+            found.append(file)
+    return found
+
+
+def _metadata(header: Header) -> dict[bytes, bytes]:
+    stored = msgspec.json.encode(header)
+    return {
+        _HEADER_KEY: stored,
+        _CHECKSUM_KEY: hashlib.sha256(stored).hexdigest().encode(),
+        _STATE_DIGEST_KEY: _state_digest(header).encode(),
+        _LOG_DIGESTS_KEY: msgspec.json.encode(header.log_digests),
+    }
+
+
+def _state_digest(header: Header) -> str:
+    store = MemoryStore({META_KEY: msgspec.json.encode(header)})
+    return Partition(header.partition, store, partition_of, header.origin).state_digest()
+
+
+def _checked_header(schema: Any) -> Header:
+    """Return the header in a Parquet schema.
+
+    Raises:
+        ValueError: it is not what was written.
+        StateError: nor is its JSON.
+    """
+    if not schema.remove_metadata().equals(_SCHEMA):
+        raise ValueError("its columns are not those of a snapshot")
+    metadata: dict[bytes, bytes] = schema.metadata or {}
+    stored = metadata.get(_HEADER_KEY, b"")
+    if metadata.get(_CHECKSUM_KEY) != hashlib.sha256(stored).hexdigest().encode():
+        raise ValueError("its header is damaged")
+    header = read_header(stored)
+    if header.rules_version == RULES_VERSION:  # else only its own rules can tell
+        expected = _metadata(header)
+        for key in (_STATE_DIGEST_KEY, _LOG_DIGESTS_KEY):
+            if metadata.get(key) != expected[key]:
+                raise ValueError(f"its {key.decode()} is not that of its header")
+    return header
+
+
+def _checked_entries(parquet: Any, header: Header, file: SnapshotFile) -> Entries:
+    total = 0
+    with _refusing(file):
+        for key, value in _entries(parquet):
+            total += digests.element(key, value)
+            yield key, value
+    if f"{digests.combine(total, 0, 0):x}" != header.total:
+        raise SnapshotError(f"Snapshot {file.path} is damaged: its entries do not add up.")
+    yield META_KEY, msgspec.json.encode(header)
+
+
+@contextlib.contextmanager
+def _refusing(file: SnapshotFile) -> Iterator[None]:
+    """Say of any trouble with a file's bytes that it cannot be read."""
+    try:
+        yield
+    except SnapshotError:
+        raise
+    except (StateError, OSError, pa.ArrowException, ValueError, OverflowError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise SnapshotError(f"Snapshot {file.path} cannot be read: {said}.") from error
 
 
 def _same_source(header: Header, origin: Origin) -> bool:
@@ -186,8 +357,10 @@ def _columns(rows: list[tuple[bytes, bytes]]) -> dict[str, list[str]]:
     return {"account": accounts, "kind": kinds, "id": ids, "value": values}
 
 
-def _entries(parquet: pq.ParquetFile) -> Iterator[tuple[bytes, bytes]]:
-    for batch in parquet.iter_batches(_ROWS):
+def _entries(parquet: Any) -> Entries:
+    for batch in parquet.iter_batches(_ROWS_AT_ONCE):
+        if any(column.null_count for column in batch.columns):
+            raise ValueError("a value is missing")
         columns = [column.to_pylist() for column in batch.columns]
         for account, kind, identity, value in zip(*columns, strict=True):
             yield f"{account}\0{kind}{identity}".encode(), value.encode()

@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from ledger import console
+from ledger.continuity import require_tables_continuous
 from ledger.kafka import Cluster
 from ledger.projections.partition import Origin
 from ledger.published import PublishedPartition, read_published, require_unchanged
@@ -127,14 +128,19 @@ def replay(
 
 def _run(cluster: Cluster, request: Request) -> tuple[Replay, Verification | None]:
     origin = require_unchanged(cluster, cluster.origin())
-    published = _read_published(cluster, origin) if request.verify else None
+    published = None
+    if request.verify:
+        published = _read_published(cluster, origin)
+    else:
+        require_tables_continuous(cluster, origin)
     snapshots = Snapshots(cluster.settings.snapshot_dir, cluster.settings.topic_prefix)
     # What was published or kept is listed before asking for the ends: it cannot be beyond them.
-    known = known_snapshots(snapshots, range(origin.partitions))
+    known = (
+        known_snapshots(snapshots, range(origin.partitions)) if request.base == "snapshot" else []
+    )
     rebuilder = Rebuilder(cluster, origin, warn=console.warn)
     ends = rebuilder.ends()
-    if request.base == "snapshot":
-        refuse_loss(snapshots, known, origin, ends)
+    refuse_loss(snapshots, known, origin, ends)
     marks = None if published is None else published_watermarks(published, origin)
     span = span_of(request, rebuilder, ends, marks)
     result = _replay(cluster, origin, rebuilder, span, request.base)

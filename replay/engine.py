@@ -62,7 +62,7 @@ def _result(
     without_snapshot = "empty" if base == "empty" else "genesis"
     return PartitionReplay(
         partition=number,
-        base=without_snapshot if used is None else str(used.path),
+        base=without_snapshot if used is None else used.path,
         start=dict(span.start[number]),
         watermark=dict(partition.watermark),
         counts=partition.counts,

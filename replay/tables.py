@@ -53,7 +53,7 @@ def _partitions(replay: Replay) -> None:
         f"Read {replay.records_read:,} records, replayed {replay.records_replayed:,} of them, "
         f"in {replay.seconds:.2f} s: {replay.rate:,.0f} records/s."
     )
-    directories = {str(Path(p.base).parent) for p in parts if _is_snapshot(p)}
+    directories = {p.base.rpartition("/")[0] for p in parts if _is_snapshot(p)}
     for directory in sorted(directories):
         out.print(f"Snapshots in {escape(directory)}")
 

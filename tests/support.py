@@ -98,6 +98,19 @@ def worker(settings: Settings, log: Path) -> AbstractContextManager[subprocess.P
     return running(settings, log, "ledger", "worker")
 
 
+def command(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a module's command to its end, without a terminal, and return what it said."""
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        env=environment(settings),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
 def eventually(condition: Callable[[], _T | None], timeout_s: float = 60.0) -> _T:
     """Return the condition's first true value; fail when the deadline passes."""
     deadline = time.monotonic() + timeout_s

@@ -492,6 +492,7 @@ def test_tables_that_cover_records_which_are_gone_stop_the_check(
         "state_digest": "00",
         "rules_version": 1,
         "topic_ids": cluster.origin().topic_ids,
+        "tips": {},
         "partitions": 8,
         "counts": {},
     }

@@ -83,7 +83,9 @@ def topic(monkeypatch: pytest.MonkeyPatch) -> Topic:
     topic = Topic()
 
     class FakePublisher:
-        def __init__(self, *_: object) -> None: ...
+        @classmethod
+        def of_partition(cls, *_: object) -> FakePublisher:
+            return cls()
 
         def acquire(self) -> None: ...
 

@@ -525,7 +525,8 @@ def test_a_damaged_snapshot_is_named_and_not_used(settings: Settings, replay: Ru
     publish(settings, [deposit("alice", n) for n in range(3)])
     full = replay(settings, "--json").json
     for file in write_snapshots(settings, rebuilt(settings).values()):
-        file.path.write_bytes(file.path.read_bytes()[:-9])
+        path = Path(file.path)
+        path.write_bytes(path.read_bytes()[:-9])
     ran = replay(settings, "--json", "--from-offset", "latest")
     assert ran.code == FINE
     assert "cannot be read" in ran.err

@@ -8,6 +8,8 @@ says what is missing: it is folded again. Only the publishing waits; records go 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import logging
 import shutil
 import threading
@@ -36,6 +38,7 @@ from ledger.errors import (
 )
 from ledger.events import RULES_VERSION
 from ledger.kafka import BALANCES, DEAD_LETTERS, LARGEST_RECORD_BYTES, Cluster
+from ledger.objects import StorageError, keep_on_disk
 from ledger.partitioner import partition_of
 from ledger.projections.accounts import Texts
 from ledger.projections.entries import META_KEY
@@ -45,6 +48,7 @@ from ledger.projections.partition import (
     Partition,
     Rejected,
     Watermark,
+    dominates,
     read_header,
     require_same_partitions,
 )
@@ -58,7 +62,7 @@ from ledger.published import (
     tails,
 )
 from ledger.rocks import RocksStore
-from ledger.snapshots import Snapshots
+from ledger.snapshots import SnapshotFile, Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -97,33 +101,61 @@ def open_state(
         if store is not None:
             store.close()
         raise
-    for file in snapshots.of_partition(number):
-        if sum(file.watermark.values()) <= local:
+    for file in _listed(snapshots, number):
+        if file.records <= local:
             break
         try:
-            _, entries = snapshots.read(file, origin)
-        except StateError as error:
+            _restore(snapshots, file, origin, restored)
+        except StorageError as error:
             logger.warning("partition %d: %s It is passed over.", number, error)
             continue
-        copy = RocksStore(restored)
-        batch: dict[bytes, bytes | None] = {}
-        for key, value in entries.scan():
-            batch[key] = value
-            if len(batch) >= _RESTORE_BATCH:
-                copy.write(batch)
-                batch = {}
-        copy.write(batch)
-        copy.close()
+        except BaseException:
+            if store is not None:
+                store.close()
+            raise
         if store is not None:
             store.close()
             store = None
         shutil.rmtree(path, ignore_errors=True)
         restored.rename(path)
-        logger.info("partition %d starts from snapshot %s", number, file.path.name)
+        keep_on_disk(path.parent)
+        logger.info("partition %d starts from snapshot %s", number, file.name)
         break
     if store is None:
         store = RocksStore(path)
     return store, Partition(number, store, partition_of, origin)
+
+
+def _listed(snapshots: Snapshots, number: int) -> list[SnapshotFile]:
+    try:
+        return snapshots.of_partition(number)
+    except StorageError as error:
+        # Snapshots save time, nothing else depends on them.
+        logger.warning("partition %d: %s It starts without snapshots.", number, error)
+        return []
+
+
+def _restore(snapshots: Snapshots, file: SnapshotFile, origin: Origin, directory: Path) -> None:
+    """Make a store of a snapshot's state, safe on the disk; if that fails, nothing is left of it.
+
+    Raises:
+        StorageError: the snapshot cannot be used.
+        StateError: the store cannot be written.
+        TopicError: the topics have another number of partitions than when it was made.
+    """
+    try:
+        with (
+            snapshots.open(file, origin) as (_, entries),
+            contextlib.closing(RocksStore(directory)) as copy,
+        ):
+            while batch := dict(itertools.islice(entries, _RESTORE_BATCH)):
+                copy.write(batch)
+        for written in directory.iterdir():
+            keep_on_disk(written)
+        keep_on_disk(directory)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def stored_progress(directory: Path) -> dict[int, int]:
@@ -144,11 +176,6 @@ def stored_progress(directory: Path) -> dict[int, int]:
             finally:
                 store.close()
     return progress
-
-
-def dominates(one: Watermark, other: Watermark) -> bool:
-    """Return whether `one` is at or after `other` in every topic."""
-    return all(one[topic] >= offset for topic, offset in other.items())
 
 
 class OwnedPartition:
@@ -191,10 +218,7 @@ class OwnedPartition:
             ReplacedTopic: the tables were made of topics that are no more.
             UnreachableError: Kafka did not answer.
         """
-        settings = cluster.settings
-        publisher = Publisher(
-            cluster.bootstrap, f"{settings.topic_prefix}ledger-partition-{self.number}"
-        )
+        publisher = Publisher.of_partition(cluster, self.number)
         publisher.acquire()
         self._publisher = publisher
         origin = self.partition.origin

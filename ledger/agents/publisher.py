@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ledger.errors import LedgerError, UnreachableError
-from ledger.kafka import LARGEST_RECORD_BYTES, client_config
+from ledger.kafka import LARGEST_RECORD_BYTES, Cluster, client_config
 
 logger = logging.getLogger(__name__)
 
@@ -87,11 +87,17 @@ class Publisher:
             }
         )
 
+    @classmethod
+    def of_partition(cls, cluster: Cluster, partition: int) -> Self:
+        """Return the publisher of one partition's outputs."""
+        return cls(cluster.bootstrap, cluster.settings.topic(f"ledger-partition-{partition}"))
+
     def acquire(self, timeout_s: float = 30.0) -> None:
         """Shut out every earlier holder of the partition, and end what they left open.
 
         Raises:
             UnreachableError: the brokers did not answer in time.
+            PublishError: they refuse.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -100,7 +106,9 @@ class Publisher:
                 return
             except KafkaException as error:
                 cause = error.args[0]
-                if not cause.retriable() or time.monotonic() > deadline or self._closing:
+                if not cause.retriable():
+                    raise PublishError(f"{self._id}: {cause.str()}.") from error
+                if time.monotonic() > deadline or self._closing:
                     raise UnreachableError("Kafka", self._bootstrap, cause.str()) from error
 
     def close(self) -> None:

@@ -371,13 +371,22 @@ class LedgerApp(ChunkedApp):
 
     async def _watch_topics(self) -> None:
         """Notice topics that are deleted, created anew or given more partitions as we fold them."""
+        away = False
         try:
             while not self._closing:
                 await asyncio.sleep(_TOPICS_S)
-                with contextlib.suppress(UnreachableError):
+                try:
                     now = await self._in_executor(self.cluster.origin)
-                    for owned in list(self.owned.values()):
-                        require_same_topics(owned.partition, now)
+                except UnreachableError as error:
+                    if not away:
+                        logger.warning("waiting for Kafka: %s", error)
+                    away = True
+                    continue
+                if away:
+                    logger.info("Kafka answers again")
+                away = False
+                for owned in list(self.owned.values()):
+                    require_same_topics(owned.partition, now)
         except LedgerError as error:
             self.fail(str(error))
 

@@ -13,6 +13,7 @@ from ledger.cli.check import check
 from ledger.cli.dead_letters import redrive, show_dead_letters
 from ledger.cli.demo import demo
 from ledger.cli.publishing import import_app, publish
+from ledger.cli.recover import recover
 from ledger.cli.schemas import schemas
 from ledger.cli.stack import down, status, up
 from ledger.cli.worker import worker
@@ -61,6 +62,7 @@ app.command("statement")(show_statement)
 app.command("check")(check)
 app.command("dead-letters")(show_dead_letters)
 app.command("redrive")(redrive)
+app.command("recover")(recover)
 app.command("schemas")(schemas)
 app.command("demo")(demo)
 

@@ -8,7 +8,6 @@ there was none), `source`, `reason` and `detail`.
 from __future__ import annotations
 
 import base64
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -19,7 +18,7 @@ import typer
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from ledger import console, times
-from ledger.cli.shared import AsJson, connect
+from ledger.cli.shared import AsJson, confirm, connect
 from ledger.errors import InputError, UnreachableError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import DEAD_LETTERS, Cluster, Slot, client_config
@@ -175,7 +174,13 @@ def redrive(
             "'ledger dead-letters --last 0' lists them all."
         )
     if chosen and not yes:
-        _confirm(len(chosen), cluster.settings.topic_prefix)
+        prefix = cluster.settings.topic_prefix
+        where = f" (prefix {prefix})" if prefix else ""
+        confirm(
+            f"Publish {len(chosen)} records again{where}?",
+            "publish the records again",
+            "Nothing was published.",
+        )
     cluster.ensure_topics()
     with Sender(cluster) as sender:
         for letter in chosen.values():
@@ -184,14 +189,6 @@ def redrive(
         console.print_json({"published": sender.sent})
     else:
         console.out.print(f"Published {sum(sender.sent.values())} records again.")
-
-
-def _confirm(number: int, prefix: str) -> None:
-    if not sys.stdin.isatty():
-        raise InputError("Nobody can be asked here; add --yes to publish the records again.")
-    where = f" (prefix {prefix})" if prefix else ""
-    if not typer.confirm(f"Publish {number} records again{where}?", err=True):
-        raise InputError("Nothing was published.")
 
 
 def _preview(data: bytes | None) -> str:

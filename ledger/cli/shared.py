@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Final
 
 import typer
 
 from ledger import console
-from ledger.errors import UnreachableError
+from ledger.errors import InputError, UnreachableError
 from ledger.kafka import Cluster
 from ledger.positions import Watermarks
 from ledger.projections.partition import Counts, Origin, Watermark
@@ -47,6 +48,23 @@ def state_at(cluster: Cluster, origin: Origin, end: Watermarks, *, quiet: bool) 
     cost = rebuilder_of(cluster, origin).cost(end, end, "snapshot")
     with console.progress("Reading records", cost, quiet=quiet) as move:
         return rebuilder_of(cluster, origin, move).at(end)
+
+
+def confirm(question: str, purpose: str, otherwise: str) -> None:
+    """Ask a person, and go on only with a yes.
+
+    Args:
+        question: what is asked.
+        purpose: what `--yes` is for, where nobody can be asked.
+        otherwise: what a no means.
+
+    Raises:
+        InputError: the answer is no, or there is no terminal.
+    """
+    if not sys.stdin.isatty():
+        raise InputError(f"Nobody can be asked here; add --yes to {purpose}.")
+    if not typer.confirm(question, err=True):
+        raise InputError(otherwise)
 
 
 def counts_line(counts: Counts) -> str:

@@ -691,6 +691,11 @@ class Partition:
         )
 
 
+def dominates(one: Watermark, other: Watermark) -> bool:
+    """Return whether `one` is at or after `other` in every topic."""
+    return all(one[topic] >= offset for topic, offset in other.items())
+
+
 def tip_of(offset: int, key: bytes | None, value: bytes | None) -> Tip:
     """Return what is remembered of a record when it is the last one applied."""
     return Tip(offset, digests.chain(digests.GENESIS, offset, key, value).hex())
