@@ -18,13 +18,15 @@ The rules that make it safe:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import faust
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.app import BootStrategy
 from faust.transport.drivers import aiokafka as driver
@@ -38,6 +40,7 @@ FETCH_WAIT_MS: Final = 50
 OUTSTANDING_CHUNKS: Final = 6
 """Fetched chunks that the agent has not finished; more are not asked for."""
 _IDLE_S: Final = 0.02
+_BOOTSTRAP_PAUSE_S: Final = 0.2
 
 _T = TypeVar("_T")
 
@@ -118,6 +121,19 @@ class _RebalanceListener(driver.ConsumerRebalanceListener):
         await super().on_partitions_assigned(assigned)
 
 
+async def _bootstrap(client: Any, once: Callable[[], Awaitable[None]]) -> None:
+    """Connect for the first time, to brokers that may be just (re)starting.
+
+    One that has not registered yet knows of no broker, and aiokafka then gives up for good.
+    """
+    while True:
+        with contextlib.suppress(KafkaConnectionError):
+            await once()
+            if client.cluster.brokers():
+                return
+        await asyncio.sleep(_BOOTSTRAP_PAUSE_S)
+
+
 class _Thread(driver.AIOKafkaConsumerThread):
     epoch = 0
     assigned_epoch = -1  # the epoch of the newest assignment; a later epoch is its revocation
@@ -142,6 +158,8 @@ class _Thread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         consumer._isolation_level = "read_committed"
         consumer._partition_assignment_strategy = [LedgerAssignor(self.app.progress)]
+        client = consumer._client
+        client.bootstrap = partial(_bootstrap, client, client.bootstrap)
         return consumer
 
     async def _fetch_records(
