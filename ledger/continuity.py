@@ -101,7 +101,7 @@ def require_continuous(cluster: Cluster, claims: Iterable[Claim]) -> None:
     claims = list(claims)
     slots = {(topic, claim.partition) for claim in claims for topic in claim.watermark}
     earliest, ends = cluster.earliest(slots), cluster.ends(slots)
-    wanted: dict[Slot, dict[int, tuple[Tip, str]]] = {}
+    wanted: dict[Slot, dict[Tip, str]] = {}
     for claim in claims:
         for topic, offset in claim.watermark.items():
             slot = (topic, claim.partition)
@@ -109,9 +109,9 @@ def require_continuous(cluster: Cluster, claims: Iterable[Claim]) -> None:
                 raise MissingRecords(*slot, offset, earliest[slot], ends[slot], claim.what)
             tip = claim.tips.get(topic)
             if tip is not None and tip.offset >= earliest[slot]:
-                wanted.setdefault(slot, {})[tip.offset] = (tip, claim.what)
+                wanted.setdefault(slot, {}).setdefault(tip, claim.what)
     while wanted:  # a read takes one span of each partition
-        asked = {slot: tips.popitem()[1] for slot, tips in wanted.items()}
+        asked = {slot: tips.popitem() for slot, tips in wanted.items()}
         wanted = {slot: tips for slot, tips in wanted.items() if tips}
         found = _records_at(cluster, {slot: tip.offset for slot, (tip, _) in asked.items()})
         for slot, (tip, what) in asked.items():
@@ -142,12 +142,13 @@ class LogWatch:
         self._epochs: dict[Slot, int] = {}
         self._confirmed: Position | None = None
 
-    def confirm(self, position: Position, what: str) -> None:
+    def confirm(self, position: Position, what: str, others: Iterable[Claim] = ()) -> None:
         """Check that the records before a position are those in the topics; blocks.
 
         Args:
             position: one that all its records were fetched for before this call.
             what: was made of the records, in words for a person.
+            others: further claims, to be checked if anything has to be.
 
         Raises:
             MissingRecords: a topic ends before the position.
@@ -162,7 +163,7 @@ class LogWatch:
                 for known in (self._confirmed, position)
                 if known is not None
             ]
-            require_continuous(self._cluster, claims)
+            require_continuous(self._cluster, [*claims, *others])
             if self._confirmed is not None:
                 self._read_again(self._confirmed, position, what)
             self._epochs = epochs

@@ -97,8 +97,8 @@ class ReplacedRecords(LostRecords):
         super().__init__(
             topic,
             partition,
-            f"{where} something else than what {what} was made of: a broker lost records that it "
-            "had acknowledged, and used their offsets again",
+            f"{where} something else than was applied to {what}: a broker lost records that it had "
+            "acknowledged, and used their offsets again",
         )
 
 

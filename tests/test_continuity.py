@@ -136,11 +136,11 @@ def test_acknowledged_records_that_a_broker_lost_stop_worker_and_replay_until_re
     for number, end in ends.items():
         assert cluster.ends([("transfers", number)])["transfers", number] > end
     sentence = refusal(settings, tmp_path / "4.log")
-    assert "holds something else than what the state in" in sentence
+    assert "holds something else than was applied to the state in" in sentence
     for arguments in (("replay", "--from-offset", "earliest"), ("ledger", "check")):
         ran = command(settings, *arguments)
         assert ran.returncode == 2, ran.stderr
-        assert "holds something else than what" in ran.stderr
+        assert "holds something else than was applied to" in ran.stderr
         places = [f"transfers:{number}: offset {end - 1} " for number, end in ends.items()]
         assert any(place in ran.stderr for place in places)
     # A place without state of its own does not go on silently either: snapshots and tables tell.
@@ -181,7 +181,7 @@ def test_a_running_worker_stops_before_it_publishes_what_the_topics_do_not_bear_
         process.send_signal(signal.SIGCONT)
         assert process.wait(60) == 2
     text = (tmp_path / "1.log").read_text()
-    assert "something else than what" in text
+    assert "something else than was applied to" in text
     assert published_at_end(settings) is None
 
 

@@ -102,7 +102,6 @@ def topic(monkeypatch: pytest.MonkeyPatch) -> Topic:
 
     monkeypatch.setattr(module, "Publisher", FakePublisher)
     monkeypatch.setattr(module, "LogWatch", lambda *_: SimpleNamespace(confirm=lambda *_: None))
-    monkeypatch.setattr(module, "require_continuous", lambda *_: None)
     monkeypatch.setattr(
         module, "tails", lambda _cluster, numbers: {n: topic.tail() for n in numbers}
     )

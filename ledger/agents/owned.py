@@ -26,7 +26,6 @@ from ledger.continuity import (
     Position,
     claim_of,
     position_of,
-    require_continuous,
 )
 from ledger.errors import (
     DamagedState,
@@ -222,15 +221,15 @@ class OwnedPartition:
         publisher.acquire()
         self._publisher = publisher
         origin = self.partition.origin
-        self._log_watch = LogWatch(cluster, self.number)
-        self._log_watch.confirm(position_of(self.partition), self._what)
         tail = tails(cluster, [self.number])[self.number]
         mark = tail.mark
+        claims = [] if mark is None else [claim_of(mark, self.number, origin)]
+        self._log_watch = LogWatch(cluster, self.number)
+        self._log_watch.confirm(position_of(self.partition), self._what, claims)
         self._owed.clear()
         self._gone.clear()
         self._published = self._letters = None
         if mark is not None:
-            require_continuous(cluster, [claim_of(mark, self.number, origin)])
             require_same_partitions(mark.partitions, origin.partitions)
             if mark.rules_version == RULES_VERSION:
                 self._published, self._letters = mark.watermark, tail.letters
