@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 from confluent_kafka import (
+    OFFSET_INVALID,
     Consumer,
     IsolationLevel,
     KafkaError,
@@ -322,7 +323,11 @@ class Cluster:
                 isolation_level=IsolationLevel.READ_COMMITTED,
                 request_timeout=REQUEST_TIMEOUT_S,
             )
-            return {by_partition[where]: future.result() for where, future in futures.items()}
+            found = {by_partition[where]: future.result() for where, future in futures.items()}
+            if any(one.offset == OFFSET_INVALID for one in found.values()):
+                # So says a broker that is not the leader any more, or not yet, and no error.
+                raise KafkaException(KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
+            return found
 
         return self._ask(list_offsets)
 

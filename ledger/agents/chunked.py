@@ -283,8 +283,16 @@ class _Consumer(driver.Consumer):
         self.app.fail(self.app.explain(reason))
 
 
+class _Producer(driver.Producer):
+    """Sends nothing, and so does not connect: what is published is published in transactions."""
+
+    async def on_start(self) -> None:
+        """Make no producer."""
+
+
 class _Transport(driver.Transport):
     Consumer = _Consumer
+    Producer = _Producer
 
 
 class _BootStrategy(BootStrategy):
@@ -348,6 +356,12 @@ class ChunkedApp(faust.App):
     def is_active(self) -> bool:
         """Whether the newest assignment's partitions are being fetched."""
         return self._active_epoch == self.epoch
+
+    @property
+    def was_told_to_stop(self) -> bool:
+        """Whether a signal asked the process to end; else Faust ends it because something failed."""
+        root: Any = self.beacon.root
+        return root is not None and getattr(root.data, "_signal_stop_time", None) is not None
 
     @property
     def is_connected(self) -> bool:

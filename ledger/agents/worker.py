@@ -341,6 +341,8 @@ class LedgerApp(ChunkedApp):
                 await asyncio.wait_for(self._commit(self.epoch, owned), _LEAVE_S)
             with contextlib.suppress(TimeoutError, Exception):
                 await asyncio.wait_for(self.leave_group(), _LEAVE_S)
+        if not self.was_told_to_stop:
+            self._end("Faust could not go on; the log says why. Start the worker again.")
         logger.info("stopped")
         _leave(0)  # state is durable; Faust's own way to stop would add nothing but time
 
