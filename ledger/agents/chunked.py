@@ -359,7 +359,7 @@ class ChunkedApp(faust.App):
 
     @property
     def was_told_to_stop(self) -> bool:
-        """Whether a signal asked the process to end; else Faust ends it because something failed."""
+        """Whether a signal asked the process to end; else something failed in Faust."""
         root: Any = self.beacon.root
         return root is not None and getattr(root.data, "_signal_stop_time", None) is not None
 
