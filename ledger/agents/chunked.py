@@ -41,6 +41,7 @@ OUTSTANDING_CHUNKS: Final = 6
 """Fetched chunks that the agent has not finished; more are not asked for."""
 _IDLE_S: Final = 0.02
 _BOOTSTRAP_PAUSE_S: Final = 0.2
+_COMMIT_S: Final = 5.0
 
 _T = TypeVar("_T")
 
@@ -134,6 +135,12 @@ async def _bootstrap(client: Any, once: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(_BOOTSTRAP_PAUSE_S)
 
 
+def _look_at(task: asyncio.Future[Any]) -> None:
+    """Take a task's failure, so that it is not reported as one that nobody took."""
+    if not task.cancelled():
+        task.exception()
+
+
 class _Thread(driver.AIOKafkaConsumerThread):
     epoch = 0
     assigned_epoch = -1  # the epoch of the newest assignment; a later epoch is its revocation
@@ -216,18 +223,24 @@ class _Thread(driver.AIOKafkaConsumerThread):
     ) -> bool:
         if epoch is not None and self.epoch != epoch:
             return False
-        try:
-            await asyncio.wait_for(
-                self.kafka_consumer.commit(
-                    {where: OffsetAndMetadata(offset, "") for where, offset in offsets.items()}
-                ),
-                5,
+        # Not cancelled when it takes long: aiokafka would leave its failure to nobody.
+        committing = asyncio.ensure_future(
+            self.kafka_consumer.commit(
+                {where: OffsetAndMetadata(offset, "") for where, offset in offsets.items()}
             )
-        except (KafkaError, TimeoutError) as error:
-            # The committed offset is for Kafka's tools; ours is in the state. The next one counts.
-            logger.warning("The offsets could not be committed now: %r", error)
+        )
+        await asyncio.wait({committing}, timeout=_COMMIT_S)
+        committing.add_done_callback(_look_at)
+        if not committing.done() or committing.cancelled():
             return False
-        return True
+        error = committing.exception()
+        if error is None:
+            return True
+        if not isinstance(error, KafkaError):
+            raise error
+        # The committed offset is for Kafka's tools; ours is in the state. The next one counts.
+        logger.warning("The offsets could not be committed now: %r", error)
+        return False
 
     async def renew(self) -> int:
         self.next_epoch()

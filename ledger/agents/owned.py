@@ -245,7 +245,8 @@ class OwnedPartition:
             self._published, self.partition.watermark
         )
         if self._everything:
-            self._gone = set(read_published(cluster, [self.number])[self.number].accounts)
+            accounts = read_published(cluster, [self.number])[self.number].accounts
+            self._gone = accounts.keys() - {LETTERS_ACCOUNT}
 
     @property
     def _what(self) -> str:
@@ -329,11 +330,12 @@ class OwnedPartition:
                 return False
             if self._is_at_cut(frozen):
                 self._published = frozen.watermark
+                self._letters = self._letters_beyond(frozen)
                 self._owed.clear()
                 self._gone.clear()
                 self._everything = False
             elif records:
-                self._letters = frozen.watermark
+                self._letters = self._letters_with(frozen)
             self.partition.settle()
             self.settled = frozen.watermark
             self.unsettled -= flushed
@@ -368,6 +370,17 @@ class OwnedPartition:
             for sent in (self._published, self._letters)
         )
 
+    def _letters_with(self, frozen: Frozen) -> Watermark:
+        """Return up to where all dead letters are sent when those of a freeze are."""
+        sent = self._letters or {}
+        return {t: max(offset, sent.get(t, 0)) for t, offset in frozen.watermark.items()}
+
+    def _letters_beyond(self, frozen: Frozen) -> Watermark | None:
+        """Return what was sent of dead letters that a mark at a freeze does not cover."""
+        if self._letters is None or dominates(frozen.watermark, self._letters):
+            return None
+        return self._letters_with(frozen)
+
     def _outgoing(self, frozen: Frozen, topic: Callable[[str], str]) -> list[Outgoing]:
         """Return what a freeze has to publish: nothing older than what is there already."""
         records = [
@@ -378,9 +391,8 @@ class OwnedPartition:
         if not self._is_at_cut(frozen):
             self._owed.update(frozen.accounts)
             if records:
-                row = encode_row(LETTERS_ACCOUNT, frozen.watermark, {})
-                key = LETTERS_ACCOUNT.encode()
-                records.append(Outgoing(topic(BALANCES), self.number, key, row))
+                letters = self._letters_with(frozen)
+                records.append(_letters_row(topic(BALANCES), self.number, letters))
             return records
         accounts: dict[str, Texts] = {}
         if self._everything:
@@ -404,6 +416,9 @@ class OwnedPartition:
             tips=frozen.tips,
         )
         records.append(Outgoing(name, self.number, MARK_KEY, encode(mark)))
+        beyond = self._letters_beyond(frozen)
+        if beyond is not None:  # a reader forgets what was said before the mark
+            records.append(_letters_row(name, self.number, beyond))
         return records
 
     # -- snapshots
@@ -443,6 +458,11 @@ class OwnedPartition:
 
 class _Closing(Exception):  # noqa: N818 - no error: a snapshot that is not wanted any more
     pass
+
+
+def _letters_row(topic: str, partition: int, sent: Watermark) -> Outgoing:
+    row = encode_row(LETTERS_ACCOUNT, sent, {})
+    return Outgoing(topic, partition, LETTERS_ACCOUNT.encode(), row)
 
 
 def _dead_letter(topic: str, partition: int, rejected: Rejected) -> Outgoing:

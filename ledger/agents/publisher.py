@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Self
 
 import msgspec
-from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from ledger.errors import LedgerError, UnreachableError
 from ledger.kafka import LARGEST_RECORD_BYTES, Cluster, client_config
@@ -71,7 +71,7 @@ class Publisher:
         self._bootstrap = bootstrap
         self._id = transactional_id
         self._closing = False
-        self._refused: KafkaError | None = None  # the broker's word on a record, if it was a no
+        self._refused: str | None = None  # which topic takes no record of ours, and why
         self._producer = Producer(
             {
                 **client_config(bootstrap),
@@ -151,14 +151,16 @@ class Publisher:
             raise FencedError(f"{self._id}: {worse.args[0].str()}.") from worse
         refused, self._refused = self._refused, None
         if refused is not None or not cause.txn_requires_abort():
-            why = cause.str() if refused is None else refused.str()
-            raise PublishError(f"{self._id}: {why}; what cannot be recorded is not gone past.")
+            raise PublishError(
+                f"{self._id}: {refused or cause.str()}. Mend that and start again: what cannot be "
+                "published is not gone past."
+            )
         time.sleep(_PAUSE_S)
         self.require_open()
 
-    def _not_delivered(self, error: KafkaError | None, _: object) -> None:
+    def _not_delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and error.code() in _REFUSALS:
-            self._refused = error
+            self._refused = f"the topic {message.topic()} takes no record of ours ({error.str()})"
 
     def _produce(self, record: Outgoing) -> None:
         while True:
