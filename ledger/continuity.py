@@ -8,7 +8,7 @@ be checked: by `require_continuous` when it is taken up, by a `LogWatch` while a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -132,14 +132,24 @@ def _records_at(cluster: Cluster, offsets: dict[Slot, int]) -> dict[Slot, KafkaR
 class LogWatch:
     """Watches that a partition's topics go on being the ones that its state is made of.
 
-    A leader that lost records has a new epoch. So as long as the leaders' epochs are those of the
-    last time, nothing was lost; when one changed, what was read since then is read again.
+    Only a leader that is another one, or was restarted, can have lost records. So as long as the
+    leaders are those of the last time, nothing was lost; when not, what was read since then is read
+    again.
     """
 
-    def __init__(self, cluster: Cluster, partition: int) -> None:
+    def __init__(self, cluster: Cluster, partition: int, leaderships: Callable[[], int]) -> None:
+        """Begin to watch.
+
+        Args:
+            cluster: where the topics are.
+            partition: of them.
+            leaderships: returns a number that rises before records are fetched from a leader that
+                is another one, or was restarted.
+        """
         self._cluster = cluster
         self._partition = partition
-        self._epochs: dict[Slot, int] = {}
+        self._leaderships = leaderships
+        self._seen = -1
         self._confirmed: Position | None = None
 
     def confirm(self, position: Position, what: str, others: Iterable[Claim] = ()) -> None:
@@ -155,9 +165,8 @@ class LogWatch:
             ReplacedRecords: records were replaced by others.
             UnreachableError: Kafka did not answer.
         """
-        slots = [(topic, self._partition) for topic in INPUT_TOPICS]
-        epochs = self._cluster.leader_epochs(slots)
-        if epochs != self._epochs:
+        leaderships = self._leaderships()
+        if self._confirmed is None or leaderships != self._seen:
             claims = [
                 Claim(what, self._partition, known.watermark, known.tips)
                 for known in (self._confirmed, position)
@@ -166,7 +175,7 @@ class LogWatch:
             require_continuous(self._cluster, [*claims, *others])
             if self._confirmed is not None:
                 self._read_again(self._confirmed, position, what)
-            self._epochs = epochs
+            self._seen = leaderships
         self._confirmed = position
 
     def _read_again(self, before: Position, after: Position, what: str) -> None:

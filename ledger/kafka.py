@@ -296,14 +296,6 @@ class Cluster:
         ends = self.ends(wanted)
         return {slot: ends[slot] if found[slot] < 0 else found[slot] for slot in wanted}
 
-    def leader_epochs(self, slots: Iterable[Slot]) -> dict[Slot, int]:
-        """Return the epoch of each partition's leader; it rises whenever there is a new one."""
-        found = self._list_offsets(slots, OffsetSpec.latest())
-        return {
-            slot: -1 if one.leader_epoch is None else one.leader_epoch
-            for slot, one in found.items()
-        }
-
     def _offsets(self, slots: Iterable[Slot], spec: OffsetSpec) -> dict[Slot, int]:
         return {slot: int(one.offset) for slot, one in self._list_offsets(slots, spec).items()}
 

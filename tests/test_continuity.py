@@ -190,13 +190,15 @@ def test_a_watched_log_tells_what_was_replaced_since_it_was_confirmed(
 ) -> None:
     publish_each(settings, deposits(0, 100))
     cluster = cluster_of(settings)
-    watches = {number: LogWatch(cluster, number) for number in range(2)}
+    leaderships = [0]
+    watches = {number: LogWatch(cluster, number, lambda: leaderships[0]) for number in range(2)}
     half = {number: position_of(partition) for number, partition in rebuilt(cluster).items()}
     for number, watch in watches.items():
         watch.confirm(half[number], "this test")
     publish_each(settings, deposits(100, 200))
     whole = {number: position_of(partition) for number, partition in rebuilt(cluster).items()}
     forget(broker, settings, 20)
+    leaderships[0] += 1
     with pytest.raises(MissingRecords):
         watches[0].confirm(whole[0], "this test")
     publish_each(settings, deposits(200, 300, "2"))

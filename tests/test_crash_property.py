@@ -45,6 +45,7 @@ from ledger.snapshots import Snapshots
 from ledger.store import MemoryStore
 from tests.reference import Balances, Reference
 from tests.strategies import event_logs
+from tests.support import eventually
 
 ORIGIN: Final = Origin("cluster", {"orders": "o", "fills": "f", "transfers": "t"}, 1)
 CLUSTER: Final[Any] = SimpleNamespace(settings=Settings(), bootstrap="nowhere")
@@ -146,6 +147,16 @@ def balances_of(published: PublishedPartition) -> Balances:
         for account, rows in published.accounts.items()
         if rows
     }
+
+
+def copied(source: Path, target: Path) -> bool:
+    """Copy an open database's directory; not if RocksDB removed a file of it meanwhile."""
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        shutil.copytree(source, target)
+    except shutil.Error:
+        return False
+    return True
 
 
 class Crashes(RuleBasedStateMachine):
@@ -391,9 +402,8 @@ class Crashes(RuleBasedStateMachine):
     def kill(self) -> None:
         """End the worker as SIGKILL does: what its disk has at this moment is all that is left."""
         assert self.owned is not None
-        self.owned.store._db.cancel_all_background(True)  # no file goes away while it is copied
         here, left = self.directory / self.place, self.directory / "left"
-        shutil.copytree(here, left)
+        eventually(lambda: copied(here, left))
         self.owned.close()
         self.owned = None
         shutil.rmtree(here)

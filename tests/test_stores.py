@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger.errors import StateError, StateInUse
+from ledger.errors import DamagedState, StateError, StateInUse
 from ledger.rocks import RocksStore
 from ledger.store import MemoryStore, Store
 
@@ -81,3 +82,50 @@ def test_a_damaged_database_is_refused_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "CURRENT").write_bytes(b"garbage\n")
     with pytest.raises(StateError, match=str(tmp_path)):
         RocksStore(tmp_path)
+
+
+def test_a_damaged_block_is_told_from_other_trouble(tmp_path: Path) -> None:
+    store = RocksStore(tmp_path)
+    store.write({f"{number:05}".encode(): b"x" * 100 for number in range(2_000)})
+    store._db.flush()
+    store.close()
+    (table,) = tmp_path.glob("*.sst")
+    content = bytearray(table.read_bytes())
+    for place in range(len(content) // 3, len(content) // 2, 100):
+        content[place] ^= 0x55
+    table.write_bytes(content)
+    again = RocksStore(tmp_path)
+    with pytest.raises(DamagedState, match=f"{tmp_path} is damaged"):
+        list(again.scan())
+    with pytest.raises(DamagedState):
+        for number in range(2_000):
+            again.get(f"{number:05}".encode())
+    again.mark_damaged()
+    again.close()
+    with pytest.raises(DamagedState, match="was found damaged"):
+        RocksStore(tmp_path)
+
+
+def test_a_write_that_finds_no_room_is_no_damage(tmp_path: Path) -> None:
+    """A limit on the size of files fails writes as a full disk does; nothing of them is stored."""
+    store = RocksStore(tmp_path)
+    store.write({b"a": b"1"})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(StateError, match="free some space") as raised:
+            store.write({b"a": b"2", b"b": b"x" * 1_000_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert type(raised.value) is StateError
+    store.close()
+    again = RocksStore(tmp_path)
+    assert list(again.scan()) == [(b"a", b"1")]
+    again.close()
+
+
+def test_a_place_that_cannot_be_a_directory_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StateError, match=r"file/state cannot be used") as raised:
+        RocksStore(tmp_path / "file" / "state")
+    assert type(raised.value) is StateError

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import logging
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -143,6 +144,7 @@ def _look_at(task: asyncio.Future[Any]) -> None:
 
 class _Thread(driver.AIOKafkaConsumerThread):
     epoch = 0
+    leaderships = 0  # see `ChunkedApp.leaderships`
     assigned_epoch = -1  # the epoch of the newest assignment; a later epoch is its revocation
     app: ChunkedApp
 
@@ -167,7 +169,29 @@ class _Thread(driver.AIOKafkaConsumerThread):
         consumer._partition_assignment_strategy = [LedgerAssignor(self.app.progress)]
         client = consumer._client
         client.bootstrap = partial(_bootstrap, client, client.bootstrap)
+        client.force_metadata_update = self._noting(client.force_metadata_update)
+        client._get_conn = partial(self._get_connection, client._get_conn, weakref.WeakSet())
         return consumer
+
+    def _noting(self, update: Callable[[], _T]) -> Callable[[], _T]:
+        def noted() -> _T:
+            self.leaderships += 1  # aiokafka asks for metadata when a leader is gone or another
+            return update()
+
+        return noted
+
+    async def _get_connection(
+        self,
+        get: Callable[..., Awaitable[Any]],
+        known: weakref.WeakSet[Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        connection = await get(*args, **kwargs)
+        if connection is not None and connection not in known:
+            known.add(connection)
+            self.leaderships += 1  # a broker that was restarted is connected to anew
+        return connection
 
     async def _fetch_records(
         self,
@@ -364,6 +388,11 @@ class ChunkedApp(faust.App):
     def epoch(self) -> int:
         """The number of the newest assignment."""
         return int(self._kafka_thread.epoch)
+
+    @property
+    def leaderships(self) -> int:
+        """A number that rises before anything is fetched from another leader, or one restarted."""
+        return self._kafka_thread.leaderships
 
     @property
     def is_active(self) -> bool:

@@ -180,7 +180,22 @@ def stored_progress(directory: Path) -> dict[int, int]:
 class OwnedPartition:
     """A partition's state in this worker; used from the main loop, but for what it says."""
 
-    def __init__(self, number: int, store: RocksStore, partition: Partition) -> None:
+    def __init__(
+        self,
+        number: int,
+        store: RocksStore,
+        partition: Partition,
+        leaderships: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Hold an opened state.
+
+        Args:
+            number: the partition.
+            store: its store.
+            partition: its state.
+            leaderships: see `LogWatch`.
+        """
+        self._leaderships = leaderships
         self.number = number
         self.partition = partition
         self.store = store
@@ -224,7 +239,7 @@ class OwnedPartition:
         tail = tails(cluster, [self.number])[self.number]
         mark = tail.mark
         claims = [] if mark is None else [claim_of(mark, self.number, origin)]
-        self._log_watch = LogWatch(cluster, self.number)
+        self._log_watch = LogWatch(cluster, self.number, self._leaderships)
         self._log_watch.confirm(position_of(self.partition), self._what, claims)
         self._owed.clear()
         self._gone.clear()

@@ -191,7 +191,8 @@ class LedgerApp(ChunkedApp):
             store, partition = await self._in_executor(
                 open_state, self._place.partition(number), number, origin, self._snapshots
             )
-            owned = self._parked[number] = OwnedPartition(number, store, partition)
+            owned = OwnedPartition(number, store, partition, lambda: self.leaderships)
+            self._parked[number] = owned
         if self.epoch == epoch:  # else it may be another worker's by now, who must not be fenced
             await self._in_executor(owned.acquire, self.cluster)
 
