@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import shutil
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import rocksdict
 
 from ledger.errors import DamagedState, StateError, StateInUse
+
+logger = logging.getLogger(__name__)
 
 _MARKER = "DAMAGED"
 _SIGNS_OF_DAMAGE = ("Corruption", "No such file", "checksum")
@@ -133,10 +136,13 @@ class RocksStore:
             raise self._trouble(error) from error
 
     def close(self) -> None:
-        """Close the store and let go of its lock."""
+        """Close the store and let go of its lock; what was written stays on disk."""
         database, self._db = self._db, None
         if database is not None:
-            database.close()
+            try:
+                database.close()
+            except Exception as error:  # noqa: BLE001 - after a failed write it cannot be tidied up
+                logger.warning("The state in %s was not closed in order: %s", self.directory, error)
             del database
             gc.collect(0)
 

@@ -98,8 +98,7 @@ def test_a_damaged_block_is_told_from_other_trouble(tmp_path: Path) -> None:
     with pytest.raises(DamagedState, match=f"{tmp_path} is damaged"):
         list(again.scan())
     with pytest.raises(DamagedState):
-        for number in range(2_000):
-            again.get(f"{number:05}".encode())
+        list(map(again.get, (f"{number:05}".encode() for number in range(2_000))))
     again.mark_damaged()
     again.close()
     with pytest.raises(DamagedState, match="was found damaged"):
