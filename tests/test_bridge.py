@@ -315,6 +315,8 @@ def test_a_room_is_followed_live(settings: Settings) -> None:
     post_all(settings)
     with subprocess.Popen(
         [sys.executable, "-m", "chat_bridge", "tail", "account.alice", "--follow", "--json"],
+        # Whoever runs the tests in the background of a shell has it ignored, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=environment(settings),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
