@@ -28,4 +28,4 @@ def test_whatever_is_killed_or_paused_all_that_is_left_is_exact(seed: int, tmp_p
     assert outcome.differences == []
     assert outcome.done["kill_broker"] >= 1
     assert outcome.verdict.records > SHORT.events * 0.9
-    assert outcome.verdict.snapshots > 0
+    assert outcome.verdict.marks > 0  # whether a snapshot was due between two kills is chance
