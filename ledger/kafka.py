@@ -5,7 +5,9 @@ Names here are without prefix; the prefix of the settings is added where the bro
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -40,6 +42,8 @@ DEAD_LETTERS: Final = "dead-letters"
 LARGEST_RECORD_BYTES: Final = 16 << 20
 """What may be published; `dead-letters` takes as much, so that what came in also goes out."""
 REQUEST_TIMEOUT_S: Final = 15.0
+_SOCKET_TIMEOUT_S: Final = 20.0
+_RENEWED_AFTER_S: Final = 1.0
 _STALLED_S: Final = 30.0
 _BATCH: Final = 10_000
 
@@ -102,6 +106,7 @@ _PASSING: Final = frozenset(
         KafkaError.FENCED_LEADER_EPOCH,
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError._NOENT,  # librdkafka found no leader of any partition that was asked for
+        KafkaError._PARTIAL,  # a broker that has only just started knows of nothing
     }
 )
 _AWAY: Final = _PASSING | {
@@ -118,7 +123,10 @@ class Cluster:
     def __init__(self, bootstrap: str, settings: Settings) -> None:
         self.bootstrap = bootstrap
         self.settings = settings
-        self.admin = AdminClient(client_config(bootstrap))
+        self.admin = self._new_admin()
+        self._renewed_at = time.monotonic()
+        self._retired: deque[tuple[float, AdminClient]] = deque()
+        self._renewing = threading.Lock()
 
     # -- topics
 
@@ -128,10 +136,11 @@ class Cluster:
         Raises:
             UnreachableError: no broker answers.
         """
-        described = self._ask(
-            lambda admin: admin.describe_cluster(request_timeout=REQUEST_TIMEOUT_S).result()
-        )
-        return str(described.cluster_id)
+        # Not DescribeCluster: librdkafka 2.16 aborts the process where a broker that has only just
+        # started names neither brokers nor topics (rdkafka_admin.c, assertion 'rko_result').
+        name = self.settings.topic(INPUT_TOPICS[0])
+        metadata = self._ask(lambda admin: admin.list_topics(name, timeout=REQUEST_TIMEOUT_S))
+        return str(metadata.cluster_id)
 
     def topics(self, names: Iterable[str]) -> dict[str, TopicShape]:
         """Return the shape of those of the named topics that exist."""
@@ -355,10 +364,28 @@ class Cluster:
         try:
             return question(admin)
         except KafkaException as error:
-            # A client keeps asking with the leader's epoch that it once learnt.
-            if error.args[0].code() in _PASSING and self.admin is admin:
-                self.admin = AdminClient(client_config(self.bootstrap))
+            if error.args[0].code() in _PASSING:
+                self._renew(admin)
             raise
+
+    def _renew(self, admin: AdminClient) -> None:
+        """Replace a client: it keeps asking with the leader's epoch that it once learnt.
+
+        The old one is kept until nothing can be in flight: librdkafka may abort the process when
+        it closes a client that is just being answered.
+        """
+        now = time.monotonic()
+        with self._renewing:
+            if self.admin is not admin or now - self._renewed_at < _RENEWED_AFTER_S:
+                return
+            while self._retired and now - self._retired[0][0] > 2 * _SOCKET_TIMEOUT_S:
+                self._retired.popleft()
+            self._retired.append((now, admin))
+            self.admin, self._renewed_at = self._new_admin(), now
+
+    def _new_admin(self) -> AdminClient:
+        timeout_ms = int(_SOCKET_TIMEOUT_S * 1000)
+        return AdminClient({**client_config(self.bootstrap), "socket.timeout.ms": timeout_ms})
 
     # -- records
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource
 
 from ledger.agents.owned import stored_progress
+from ledger.agents.worker import SESSION_TIMEOUT_S
 from ledger.errors import UnreachableError
 from ledger.kafka import BALANCES, DEAD_LETTERS
 from ledger.published import PublishedPartition, newest_marks
@@ -138,7 +140,11 @@ def test_a_topic_that_takes_no_record_stops_the_worker_and_loses_nothing(
 
 
 def test_a_broker_that_does_not_answer_is_waited_for(tmp_path: Path, lines: list[bytes]) -> None:
-    """It is stopped in the middle of what it does, transactions included, and goes on later."""
+    """It is stopped in the middle of what it does, transactions included, and goes on later.
+
+    A worker that is told to stop while the broker is away does not wait for it, even when its
+    session is over and the consumer's own stopping fails.
+    """
     with own_broker(tmp_path / "broker") as broker:
         settings = broker.settings(tmp_path / "state", partitions=8)
         publish(settings, lines[:500])
@@ -146,7 +152,7 @@ def test_a_broker_that_does_not_answer_is_waited_for(tmp_path: Path, lines: list
         log = tmp_path / "1.log"
         with worker(settings, log) as process:
             eventually(lambda: published_at_end(settings))
-            publish(settings, lines[500:])
+            publish(settings, lines[500:4000])
             server = broker.process()
             server.suspend()
             try:
@@ -156,6 +162,16 @@ def test_a_broker_that_does_not_answer_is_waited_for(tmp_path: Path, lines: list
                 server.resume()
             eventually(lambda: has_ended(process) or published_when_it_answers(settings), 120)
             assert process.poll() is None
+            publish(settings, lines[4000:])
+            psutil.Process(process.pid).suspend()
+            broker.kill()
+            time.sleep(SESSION_TIMEOUT_S + 0.5)
+            psutil.Process(process.pid).resume()
+            eventually(lambda: "marking coordinator dead" in log.read_text())
+            process.terminate()
+            assert process.wait(5) == 0
+            assert "INFO stopped" in log.read_text()
+        broker.start()
         assert_ends_exact(settings, tmp_path / "2.log")
 
 

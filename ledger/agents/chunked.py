@@ -462,9 +462,21 @@ class ChunkedApp(faust.App):
             await self.in_thread(self._kafka_thread.leave_group())
 
     async def in_thread(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Run a coroutine in the consumer thread's loop and return what it returns."""
+        """Run a coroutine in the consumer thread's loop and return what it returns.
+
+        It is not cancelled when the caller is. When it is cancelled in the thread, the caller must
+        not take that for its own cancellation.
+
+        Raises:
+            KafkaError: it was cancelled in the thread.
+        """
         loop = self._kafka_thread.thread_loop
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+        future = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+        future.add_done_callback(_look_at)
+        await asyncio.wait({future})
+        if future.cancelled():
+            raise KafkaError("The consumer gave up what it was asked to do.")
+        return future.result()
 
     # -- backpressure
 

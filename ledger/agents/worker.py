@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, NoReturn, TypeVar
 
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 from aiokafka.structs import TopicPartition
 from confluent_kafka import KafkaException
 
@@ -46,6 +46,7 @@ _RETAKE_PAUSE_S: Final = 0.5
 _STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
 _LEAVE_S: Final = 0.8
+_STOP_S: Final = 4.8  # for all of it
 _STUCK_S: Final = 60.0
 _TOPICS_S: Final = 5.0
 _LOOK_S: Final = 0.05
@@ -328,20 +329,34 @@ class LedgerApp(ChunkedApp):
     # -- stopping
 
     async def on_stop(self) -> None:
-        """Flush, hand the partitions over and end the process."""
+        """Flush, hand the partitions over and end the process, whatever becomes of either."""
         if self._closing:
             return
         self._closing = True
         logger.info("stopping")
+        latest = threading.Timer(_STOP_S, self._end_stopped, [f"not all within {_STOP_S} s"])
+        latest.daemon = True
+        latest.start()
+        try:
+            await self._hand_over()
+        except BaseException as error:  # noqa: BLE001 - what was not flushed is folded again
+            self._end_stopped(repr(error))
+        self._end_stopped()
+
+    async def _hand_over(self) -> None:
         owned = list(self.owned.values())
         await self._flush_all(owned, _STOP_FLUSH_S)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._last_snapshots(owned), _STOP_SNAPSHOT_S)
         if self.is_connected:
-            with contextlib.suppress(TimeoutError, Exception):
+            with contextlib.suppress(TimeoutError, KafkaError):
                 await asyncio.wait_for(self._commit(self.epoch, owned), _LEAVE_S)
-            with contextlib.suppress(TimeoutError, Exception):
+            with contextlib.suppress(TimeoutError, KafkaError):
                 await asyncio.wait_for(self.leave_group(), _LEAVE_S)
+
+    def _end_stopped(self, trouble: str | None = None) -> NoReturn:
+        if trouble is not None:
+            logger.warning("the partitions could not be handed over: %s", trouble)
         if not self.was_told_to_stop:
             self._end("Faust could not go on; the log says why. Start the worker again.")
         logger.info("stopped")
@@ -468,7 +483,7 @@ def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
         settings=settings,
         bootstrap=bootstrap,
         broker=[f"kafka://{address}" for address in bootstrap.split(",")],
-        broker_client_id="ledger-worker",
+        broker_client_id=settings.client_id,
         broker_max_poll_records=settings.chunk_records,
         broker_session_timeout=SESSION_TIMEOUT_S,
         broker_heartbeat_interval=1.0,

@@ -17,7 +17,7 @@ from tests.support import environment
 
 ROOT: Final = Path(__file__).parent.parent.parent
 _RESTART_S: Final = 1.0  # a supervisor does not start a failed process at once
-_TERMINATE_S: Final = 20.0
+_TERMINATE_S: Final = 10.0  # half of it would do on a machine with nothing else to do
 _GIVES_UP: Final = 2  # the exit code of a worker that cannot go on and says why
 
 _TRACEBACK: Final = "Traceback (most recent call last)"

@@ -25,7 +25,9 @@ WEIGHTS: Final = {
     "kill_two": 8,
     "wipe": 10,
     "pause": 10,
-    "pause_past_session": 12,
+    "pause_about_session": 6,
+    "pause_past_session": 10,
+    "pause_two_past_session": 6,
     "terminate": 12,
     "join": 6,
     "kill_broker": 8,
@@ -90,7 +92,9 @@ def _delays(rng: random.Random, tempo: Tempo) -> list[float]:
 def _duration(rng: random.Random, kind: str) -> float:
     low, high = {
         "pause": (0.2, 4.0),
+        "pause_about_session": (SESSION_S - 1.0, SESSION_S + 0.5),
         "pause_past_session": (SESSION_S + 0.5, SESSION_S + 4.0),
+        "pause_two_past_session": (SESSION_S + 0.5, SESSION_S + 2.0),
         "kill_and_wait": (1.0, 9.0),
         "kill_two": (0.0, 4.0),
         "wipe": (0.0, 4.0),
@@ -188,9 +192,9 @@ class Mischief:
         alive = [worker for worker in workers if worker.is_alive]
         if step.kind == "kill_two":
             return alive[:2]
-        if step.kind in ("pause", "pause_past_session", "terminate"):
+        if step.kind == "terminate" or step.kind.startswith("pause"):
             alive = [worker for worker in alive if not worker.is_paused]
-        return alive[:1]
+        return alive[: 2 if step.kind == "pause_two_past_session" else 1]
 
     def _start_later(self, worker: Worker, seconds: float) -> None:
         worker.starts_at = time.monotonic() + seconds
@@ -224,7 +228,9 @@ class Mischief:
 
         self._after(seconds, go_on)
 
+    _pause_about_session = _pause
     _pause_past_session = _pause
+    _pause_two_past_session = _pause
 
     def _pause_broker(self, seconds: float) -> None:
         process = self._broker.process()
