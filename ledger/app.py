@@ -9,9 +9,9 @@ import time
 from ledger.agents.worker import LedgerApp, create_app
 from ledger.settings import Settings, load_settings
 from ledger.stack import kafka_endpoint
+from ledger.supervisor import LOG_FORMAT, stop_without_parent
 
 _REPEATED_AFTER_S = 30.0
-LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 
 class _Sparingly(logging.Filter):
@@ -33,14 +33,21 @@ class _Sparingly(logging.Filter):
         return True
 
 
-def run_worker(settings: Settings, log_level: str = "info") -> None:
+def run_worker(settings: Settings, log_level: str = "info", *, parent: int | None = None) -> None:
     """Run one stream worker until it is told to stop; does not return.
+
+    Args:
+        settings: what it was told.
+        log_level: of what goes to stderr.
+        parent: the pid of its supervisor; it stops when that has gone.
 
     Raises:
         ConfigurationError: no Kafka is named and the local stack does not run.
     """
     import uvloop
 
+    if parent is not None:
+        stop_without_parent(parent)
     uvloop.install()
     application = create_app(settings, kafka_endpoint(settings))
     logging.basicConfig(level=log_level.upper(), format=LOG_FORMAT, stream=sys.stderr)

@@ -86,6 +86,12 @@ class Settings(BaseSettings):
         "bucket: s3://BUCKET/PATH, gs://BUCKET/PATH, az://CONTAINER/PATH",
     )
 
+    client_id: str = Field(
+        "ledger-worker",
+        pattern=r"^[A-Za-z0-9._-]{1,200}$",
+        description="what a worker calls itself in Kafka's logs and in its consumer group",
+    )
+
     # The local stack: a port that is not set is chosen freely at the first start.
     kafka_port: Port | None = None
     amqp_port: Port | None = None
