@@ -107,6 +107,7 @@ _PASSING: Final = frozenset(
         KafkaError.UNKNOWN_LEADER_EPOCH,
         KafkaError._NOENT,  # librdkafka found no leader of any partition that was asked for
         KafkaError._PARTIAL,  # a broker that has only just started knows of nothing
+        KafkaError._DESTROY_BROKER,  # librdkafka gave up a connection that was asked by
     }
 )
 _AWAY: Final = _PASSING | {

@@ -96,7 +96,14 @@ class LedgerApp(ChunkedApp):
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._background_ended)
+
+    def _background_ended(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            expected = isinstance(error, LedgerError)
+            self.fail(str(error) if expected else f"A part of the worker failed: {error!r}")
 
     async def _in_executor(self, function: Callable[..., _T], *args: Any) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *args)
@@ -240,26 +247,19 @@ class LedgerApp(ChunkedApp):
 
     async def _flush_forever(self) -> None:
         interval_s, records = self.settings.flush_interval_s, self.settings.flush_records
-        try:
-            while not self._closing:
-                epoch = self.epoch
-                due = [o for o in self.owned.values() if o.is_due(interval_s, records)]
-                if due:
-                    before = [owned.settled for owned in due]
-                    await self._flush_all(due, None)
-                    moved = [o for o, was in zip(due, before, strict=True) if o.settled != was]
-                    if not self._closing:
-                        await self._commit(epoch, moved)
-                        await self._snapshot_one(due)
-                if any(owned.lost for owned in self.owned.values()):
-                    await self._retake(epoch)
-                await asyncio.sleep(min(_LOOK_S, interval_s))
-        except asyncio.CancelledError:
-            raise
-        except LedgerError as error:
-            self.fail(str(error))
-        except BaseException as error:  # noqa: BLE001 - without flushes nothing is durable
-            self.fail(f"The tables could not be flushed: {error!r}")
+        while not self._closing:
+            epoch = self.epoch
+            due = [o for o in self.owned.values() if o.is_due(interval_s, records)]
+            if due:
+                before = [owned.settled for owned in due]
+                await self._flush_all(due, None)
+                moved = [o for o, was in zip(due, before, strict=True) if o.settled != was]
+                if not self._closing:
+                    await self._commit(epoch, moved)
+                    await self._snapshot_one(due)
+            if any(owned.lost for owned in self.owned.values()):
+                await self._retake(epoch)
+            await asyncio.sleep(min(_LOOK_S, interval_s))
 
     async def _flush_all(self, partitions: list[OwnedPartition], timeout_s: float | None) -> None:
         flushes = asyncio.gather(*map(self._flush, partitions))
@@ -367,11 +367,10 @@ class LedgerApp(ChunkedApp):
             if owned.needs_snapshot() and not owned.lost:
                 await self._snapshot(owned)
 
-    def fail(self, sentence: str) -> Any:
+    def fail(self, sentence: str) -> None:
         """End the process with exit code 2; a supervisor starts it again."""
-        if self._closing:  # Faust's parts fail while they are taken down; that says nothing
-            _leave(2)
-        self._end(sentence)
+        if not self._closing:  # then parts fail because they are taken down; that says nothing
+            self._end(sentence)
 
     def _end(self, sentence: str) -> NoReturn:
         sys.stderr.write(f"error: {sentence}\n")
@@ -390,23 +389,20 @@ class LedgerApp(ChunkedApp):
     async def _watch_topics(self) -> None:
         """Notice topics that are deleted, created anew or given more partitions as we fold them."""
         away = False
-        try:
-            while not self._closing:
-                await asyncio.sleep(_TOPICS_S)
-                try:
-                    now = await self._in_executor(self.cluster.origin)
-                except UnreachableError as error:
-                    if not away:
-                        logger.warning("waiting for Kafka: %s", error)
-                    away = True
-                    continue
-                if away:
-                    logger.info("Kafka answers again")
-                away = False
-                for owned in list(self.owned.values()):
-                    require_same_topics(owned.partition, now)
-        except LedgerError as error:
-            self.fail(str(error))
+        while not self._closing:
+            await asyncio.sleep(_TOPICS_S)
+            try:
+                now = await self._in_executor(self.cluster.origin)
+            except UnreachableError as error:
+                if not away:
+                    logger.warning("waiting for Kafka: %s", error)
+                away = True
+                continue
+            if away:
+                logger.info("Kafka answers again")
+            away = False
+            for owned in list(self.owned.values()):
+                require_same_topics(owned.partition, now)
 
     # -- watching
 
