@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: setup demo test check format schemas lock bench chaos clean
+.PHONY: setup demo test check format schemas lock bench bench-recovery chaos clean
 
 setup:
 	@scripts/setup
@@ -30,6 +30,9 @@ lock: setup  ## newest allowed versions into the lock files; needs uv
 
 bench: setup  ## throughput beside a bare read; appends to bench/results.jsonl
 	.venv/bin/python bench/throughput.py
+
+bench-recovery: setup  ## how soon records are applied again after kills, stops and starts
+	.venv/bin/python bench/recovery.py
 
 chaos: setup  ## workers and broker killed and paused under 20 seeded streams; SEEDS=1-100 for more
 	.venv/bin/python -m tests.chaos --seeds $(or $(SEEDS),1-20)
