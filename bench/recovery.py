@@ -18,26 +18,23 @@ kill, stop or start is appended to bench/results.jsonl.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import random
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psutil
+from common import PARTITIONS, record, stack
 from confluent_kafka import (
     Consumer,
     ConsumerGroupState,
@@ -46,7 +43,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from throughput import PARTITIONS, environment, forget_tables, produce
+from throughput import environment, forget_tables, produce
 
 from ledger.events import FILLS
 from ledger.kafka import BALANCES, Cluster
@@ -54,9 +51,7 @@ from ledger.partitioner import partition_of
 from ledger.published import MARK_KEY, decode_mark, newest_marks
 from ledger.settings import Settings
 from ledger.snapshots import Snapshots
-from ledger.stack import down, up
 
-HERE = Path(__file__).parent
 WORKERS = 2
 PROBE_EVERY_S = 0.1
 OBSERVED_S = 15.0
@@ -361,16 +356,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=[*KILLS, "start"], default=[*KILLS, "start"])
     parser.add_argument("--pause", type=float, help="the supervisor's first pause, to try others")
     options = parser.parse_args()
-    named = os.environ.get("LEDGER_KAFKA")
-    with tempfile.TemporaryDirectory(prefix="ledger-bench-") as name:
-        base = Settings(
-            state_dir=Path(name) / "stack", kafka=named, amqp="amqp://unused", partitions=PARTITIONS
-        )
-        kafka = up(base, print).kafka
-        try:
-            run_all(options, kafka, Path(name))
-        finally:
-            down(base, print)
+    with stack() as (kafka, directory):
+        run_all(options, kafka, directory)
 
 
 def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
@@ -388,11 +375,6 @@ def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
         return cluster
 
     results = []
-    machine = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
     for number, kind in enumerate(options.only):
         found = (
             starts(lambda state: cluster_in("start", state), options.fills)
@@ -402,8 +384,7 @@ def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
         for result in found:
             print(result, f"load {os.getloadavg()[0]:.1f}", flush=True)
             results.append(result)
-            with (HERE / "results.jsonl").open("a") as file:
-                file.write(json.dumps(machine | result) + "\n")
+            record(result)
     print_table(results)
 
 

@@ -13,32 +13,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import random
 import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psutil
+from common import PARTITIONS, record, stack
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from ledger.events import FILLS
 from ledger.kafka import BALANCES, Cluster
 from ledger.published import newest_marks, read_published, totals
 from ledger.settings import Settings
-from ledger.stack import down, up
-
-PARTITIONS = 4
-HERE = Path(__file__).parent
 
 
 def produce(cluster: Cluster, count: int) -> dict[str, Decimal]:
@@ -230,16 +225,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", choices=["worker", "replay"])
     options = parser.parse_args()
-    named = os.environ.get("LEDGER_KAFKA")
-    with tempfile.TemporaryDirectory(prefix="ledger-bench-") as name:
-        base = Settings(
-            state_dir=Path(name) / "stack", kafka=named, amqp="amqp://unused", partitions=PARTITIONS
-        )
-        kafka = up(base, print).kafka
-        try:
-            run_all(options, kafka, Path(name))
-        finally:
-            down(base, print)
+    with stack() as (kafka, directory):
+        run_all(options, kafka, directory)
 
 
 def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
@@ -287,17 +274,11 @@ def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
         what: statistics.median(r["rate"] for r in results if r["what"] == what)
         for what in dict.fromkeys(r["what"] for r in results)
     }
-    machine = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-    }
     print(f"\n| what | fills/s (median of {options.runs}) | of raw read |\n|---|---:|---:|")
     for what, rate in medians.items():
         print(f"| {what} | {rate:,.0f} | {rate / medians['raw read']:.3f} |")
-    with (HERE / "results.jsonl").open("a") as file:
-        for result in results:
-            file.write(json.dumps(machine | result) + "\n")
+    for result in results:
+        record(result)
 
 
 if __name__ == "__main__":
