@@ -12,7 +12,7 @@ from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
 
 from chat_bridge.errors import ConnectionLost, stray_cancellation
 from ledger.errors import ConfigurationError, UnreachableError
-from ledger.stack import mask_url
+from ledger.settings import mask_url
 
 CONNECT_TIMEOUT_S: Final = 10.0
 HEARTBEAT_S: Final = 15

@@ -14,8 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 from chat_bridge.history import Entry, Rooms
 from chat_bridge.names import is_public, is_room
 from ledger.errors import ConfigurationError, InputError, UnreachableError
-from ledger.settings import Settings
-from ledger.stack import mask_url
+from ledger.settings import Settings, mask_url
 
 _TIMEOUT_S: Final = 10.0
 _AT_A_TIME: Final = 16

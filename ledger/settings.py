@@ -145,6 +145,12 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = "LEDGER_" + "_".join(str(part) for part in first["loc"]).upper()
-        raise ConfigurationError(f"{name}: {first['msg']} (found {first['input']!r}).") from error
+        found = mask_url(f"{first['input']!r}")
+        raise ConfigurationError(f"{name}: {first['msg']} (found {found}).") from error
     except ValueError as error:  # a TOML file that does not parse
         raise ConfigurationError(f"{CONFIG_VARIABLE}={config}: {error}.") from error
+
+
+def mask_url(url: str) -> str:
+    """Return the URL with `***` for its password, which may itself contain `@` or `/`."""
+    return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", url)

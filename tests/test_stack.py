@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from ledger import stack
 from ledger.errors import ConfigurationError, StackError
-from ledger.settings import Settings
+from ledger.settings import Settings, load_settings, mask_url
 from ledger.stack import install, jars, kafka, local, logs, ports, process, rabbitmq
 from ledger.stack.state import KafkaRecord, RabbitRecord, StackDirectory, StackRecord
 
@@ -101,7 +101,15 @@ def test_status_of_named_servers_that_do_not_answer_shows_no_password(tmp_path: 
     ],
 )
 def test_passwords_in_urls_are_masked(url: str, masked: str) -> None:
-    assert stack.mask_url(url) == masked
+    assert mask_url(url) == masked
+
+
+def test_a_setting_that_cannot_be_used_is_shown_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LEDGER_SNAPSHOTS", "s3://me:s3cr3t@bucket/snapshots")
+    with pytest.raises(ConfigurationError, match=r"^LEDGER_SNAPSHOTS: .*me:\*\*\*@bucket"):
+        load_settings()
 
 
 # --- configuration of the servers ----------------------------------------------------------------
@@ -337,7 +345,7 @@ def test_status_of_a_running_stack_shows_no_password(running: Settings) -> None:
     found = stack.status(running).as_json()
     assert found["kafka"] == {"url": stack.kafka_endpoint(running), "up": True}
     assert found["amqp"]["up"] is True
-    assert found["amqp"]["url"] == stack.mask_url(stack.amqp_endpoint(running))
+    assert found["amqp"]["url"] == mask_url(stack.amqp_endpoint(running))
     assert found["amqp"]["management"] == stack.endpoints(running).management
     password = (running.state_dir / "stack" / "rabbitmq" / "password").read_text()
     assert len(password) > 20

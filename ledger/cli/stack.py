@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ledger import console, stack
 from ledger.cli.shared import AsJson
-from ledger.settings import load_settings
+from ledger.settings import load_settings, mask_url
 
 
 def up(as_json: AsJson = False) -> None:
@@ -15,7 +15,7 @@ def up(as_json: AsJson = False) -> None:
     found = stack.up(load_settings(), console.say)
     servers = {
         "kafka": found.kafka,
-        "amqp": stack.mask_url(found.amqp),
+        "amqp": mask_url(found.amqp),
         "management": found.management,
     }
     if as_json:

@@ -7,7 +7,7 @@ directory, so that several ledgers on one machine each have their own.
 
 from __future__ import annotations
 
-from ledger.stack.addresses import Endpoints, amqp_endpoint, endpoints, kafka_endpoint, mask_url
+from ledger.stack.addresses import Endpoints, amqp_endpoint, endpoints, kafka_endpoint
 from ledger.stack.health import ServerStatus, Status, status
 from ledger.stack.local import down, up
 
@@ -19,7 +19,6 @@ __all__ = [
     "down",
     "endpoints",
     "kafka_endpoint",
-    "mask_url",
     "status",
     "up",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from ledger.errors import ConfigurationError, StackError
@@ -18,7 +17,7 @@ class Endpoints:
 
     Attributes:
         kafka: bootstrap servers, `host:port` and commas.
-        amqp: the AMQP URL with user and password; not for eyes, see `mask_url`.
+        amqp: the AMQP URL with user and password; not for eyes, see `ledger.settings.mask_url`.
         management: URL of RabbitMQ's management page, None if it is not known.
     """
 
@@ -81,11 +80,6 @@ def management_endpoint(settings: Settings) -> str | None:
     if settings.amqp is not None:
         return settings.amqp_management
     return f"http://{LOOPBACK}:{_running_rabbit(_directory(settings)).management_port}"
-
-
-def mask_url(url: str) -> str:
-    """Return the URL with `***` for its password, which may itself contain `@` or `/`."""
-    return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", url)
 
 
 def _running_rabbit(directory: StackDirectory) -> RabbitRecord:

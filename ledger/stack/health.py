@@ -9,9 +9,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from ledger.errors import StackError
-from ledger.settings import Settings
+from ledger.settings import Settings, mask_url
 from ledger.stack import checks
-from ledger.stack.addresses import mask_url
 from ledger.stack.kafka import KafkaServer
 from ledger.stack.ports import LOOPBACK
 from ledger.stack.rabbitmq import RabbitServer
