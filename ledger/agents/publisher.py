@@ -144,7 +144,6 @@ class Publisher:
         """
         if cause.code() in _FENCED or (cause.fatal() and not cause.txn_requires_abort()):
             raise FencedError(f"{self._id}: {cause.str()}.")
-        logger.warning("%s: the transaction is tried again: %s", self._id, cause.str())
         try:
             self._until_done(self._producer.abort_transaction)
         except KafkaException as worse:
@@ -155,6 +154,7 @@ class Publisher:
                 f"{self._id}: {refused or cause.str()}. Mend that and start again: what cannot be "
                 "published is not gone past."
             )
+        logger.warning("%s: the transaction is tried again: %s", self._id, cause.str())
         time.sleep(_PAUSE_S)
         self.require_open()
 
