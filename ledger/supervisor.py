@@ -22,13 +22,10 @@ from typing import Any, Final
 
 from aiokafka.client import AIOKafkaClient, CoordinationType
 from aiokafka.errors import KafkaError, NoError, UnknownMemberIdError, for_code
+from aiokafka.protocol.admin import DescribeGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from ledger.errors import LedgerError
-from ledger.kafka import client_config
 from ledger.settings import Settings
 from ledger.stack import kafka_endpoint
 
@@ -102,7 +99,13 @@ class _Supervisor:
         """Keep one worker running until told to stop; return whether it then stopped well."""
         failures = 0
         while not self._stopping.is_set():
-            child = self._start(number)
+            try:
+                child = self._start(number)
+            except OSError as error:  # no memory or no process left; the others go on
+                failures += 1
+                logger.warning("worker %d cannot be started: %s", number, error)
+                await self._sleep(pause_s(failures))
+                continue
             while child.process.poll() is None and not self._stopping.is_set():
                 await self._sleep(_LOOK_S)
             if child.process.returncode is None:
@@ -117,8 +120,7 @@ class _Supervisor:
                 pause,
             )
             until = time.monotonic() + pause
-            if child.process.returncode != 0:  # else it has left the group itself
-                await self._unless_stopping(self._remove_member(child))
+            await self._unless_stopping(self._remove_member(child))
             await self._sleep(until - time.monotonic())
         return True
 
@@ -162,12 +164,12 @@ class _Supervisor:
                 removed = await remove_members(
                     bootstrap, f"{self._settings.topic_prefix}ledger", child.client_id
                 )
-        except (LedgerError, KafkaError, KafkaException, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - it only costs time
             logger.warning(
                 "the group could not be told that %s is dead, and waits for it until its session "
                 "ends: %s",
                 child.name,
-                error or "Kafka does not answer",
+                str(error) or "Kafka does not answer",
             )
             return
         for member in removed:
@@ -195,42 +197,45 @@ async def remove_members(bootstrap: str, group: str, client_id: str) -> list[str
     They must be dead: one that lives would go on with what it was assigned until it is fenced.
 
     Raises:
-        KafkaError: the coordinator refuses.
-        KafkaException: the group cannot be described.
+        KafkaError: the coordinator refuses, or there is none.
     """
-    patiently = AsyncRetrying(
-        # While the cluster elects a coordinator it has none, or another than was asked.
-        retry=retry_if_exception_type((KafkaError, KafkaException)),
+    # While the cluster elects a coordinator it has none, or another than was asked.
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type((KafkaError, AssertionError)),
         stop=stop_after_delay(_REMOVE_S),
         wait=wait_fixed(0.1),
         reraise=True,
-    )
-    members: list[str] = await patiently(_members, bootstrap, group, client_id)
-    if members:
-        await patiently(_leave, bootstrap, group, members)
-    return members
+    ):
+        with attempt:
+            return await _remove_members(bootstrap, group, client_id)
+    raise AssertionError("unreachable: the last failure is raised")
 
 
-async def _members(bootstrap: str, group: str, client_id: str) -> list[str]:
-    admin = AdminClient(client_config(bootstrap))
-    described = await asyncio.wrap_future(
-        admin.describe_consumer_groups([group], request_timeout=_REMOVE_S)[group]
-    )
-    return [str(one.member_id) for one in described.members if one.client_id == client_id]
-
-
-async def _leave(bootstrap: str, group: str, members: list[str]) -> None:
+async def _remove_members(bootstrap: str, group: str, client_id: str) -> list[str]:
     client = AIOKafkaClient(bootstrap_servers=bootstrap, client_id="ledger-supervisor")
     try:
         await client.bootstrap()
         coordinator = await client.coordinator_lookup(CoordinationType.GROUP, group)
+        described = await client.send(coordinator, DescribeGroupsRequest([group]))
+        members = []
+        for error_code, _, _, _, _, found, *_ in described.groups:
+            _require(for_code(error_code), f"DescribeGroups of {group}")
+            members += [
+                member_id for member_id, client_name, *_ in found if client_name == client_id
+            ]
         for member in members:
             answer = await client.send(coordinator, LeaveGroupRequest(group, member))
             error = for_code(answer.error_code)
-            if error not in (NoError, UnknownMemberIdError):  # unknown: gone meanwhile
-                raise error(f"LeaveGroup of {member}")
+            if error is not UnknownMemberIdError:  # else it is gone meanwhile
+                _require(error, f"LeaveGroup of {member}")
+        return members
     finally:
         await client.close()
+
+
+def _require(error: type[KafkaError], what: str) -> None:
+    if error is not NoError:
+        raise error(what)
 
 
 def _exit(code: int) -> str:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from ledger.agents.assignor import distribute
 from ledger.agents.owned import OwnedPartition, open_state, stored_progress
 from ledger.agents.publisher import FencedError, Outgoing
 from ledger.errors import ReplacedTopic, StateInUse, TopicError
-from ledger.projections.partition import Origin
+from ledger.projections.partition import Header, Origin
 from ledger.published import (
     LETTERS_ACCOUNT,
     MARK_KEY,
@@ -279,6 +280,30 @@ def test_a_flush_that_ends_after_the_state_was_let_go_stores_nothing(
     assert asyncio.run(let_go()) is False
 
 
+def test_a_store_is_closed_while_its_snapshot_is_being_uploaded(
+    topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned = take(tmp_path)
+    owned.partition.apply("transfers", [deposit(n, f"a{n}") for n in range(50)])
+    assert flush(owned)
+    uploading, uploaded = threading.Event(), threading.Event()
+
+    def write(self: Snapshots, header: Header, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        assert len(list(entries)) > 50
+        uploading.set()
+        assert uploaded.wait(10)
+
+    monkeypatch.setattr(Snapshots, "write", write)
+    making = threading.Thread(target=owned.write_snapshot, args=(Snapshots(tmp_path / "s", ""), 3))
+    making.start()
+    assert uploading.wait(5)
+    owned.close()
+    take(tmp_path).close()
+    uploaded.set()
+    making.join(5)
+    assert not making.is_alive()
+
+
 def test_closing_ends_a_snapshot_being_made_and_lets_go_of_the_lock(
     topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,8 +315,8 @@ def test_closing_ends_a_snapshot_being_made_and_lets_go_of_the_lock(
     started = threading.Event()
     original = OwnedPartition._until_closing
 
-    def slowly(self: OwnedPartition, entries: module.Entries) -> module.Entries:
-        for entry in original(self, entries):
+    def slowly(self: OwnedPartition, entries: module.Entries, reading: ExitStack) -> module.Entries:
+        for entry in original(self, entries, reading):
             started.set()
             time.sleep(0.01)
             yield entry

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
-from confluent_kafka import ConsumerGroupTopicPartitions
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 
+from ledger import supervisor as module
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Slot
 from ledger.settings import Settings
@@ -178,3 +180,73 @@ def test_a_stopped_worker_hands_its_partitions_over_and_no_lag_is_left(
         assert second.wait(5) == 0
     assert committed(settings) == ends
     assert_published_equals_reference(settings, published, reference_of(settings))
+
+
+@pytest.mark.integration
+def test_workers_that_stop_at_the_same_time_all_leave_the_group(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """One that is being rebalanced while it stops has to leave, too."""
+    publish(settings, list(lines_of(BITSTAMP))[:500])
+    for turn in range(3):
+        logs = tmp_path / f"{turn}-1.log", tmp_path / f"{turn}-2.log"
+        with worker(settings, logs[0]) as first, worker(settings, logs[1]) as second:
+            eventually(lambda: two_members(settings))
+            eventually(lambda: published_at_end(settings))
+            first.terminate()
+            time.sleep(0.3 * turn)
+            second.terminate()
+            assert (first.wait(5), second.wait(5)) == (0, 0)
+        assert cluster_of(settings).members(group_of(settings)) == []
+
+
+@pytest.mark.integration
+def test_offsets_that_were_not_committed_are_committed_without_new_records(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """As after a kill between store and commit."""
+    publish(settings, list(lines_of(BITSTAMP))[:500])
+    ends = cluster_of(settings).ends(committed(settings))
+    with worker(settings, tmp_path / "1.log") as process:
+        eventually(lambda: committed(settings) == ends)
+        process.terminate()
+        assert process.wait(5) == 0
+    admin = cluster_of(settings).admin
+    admin.alter_consumer_group_offsets(
+        [
+            ConsumerGroupTopicPartitions(
+                group_of(settings),
+                [TopicPartition(settings.topic(topic), number, 0) for topic, number in ends],
+            )
+        ]
+    )[group_of(settings)].result()
+    assert committed(settings) != ends
+    with worker(settings, tmp_path / "2.log") as process:
+        eventually(lambda: committed(settings) == ends)
+        process.terminate()
+        assert process.wait(5) == 0
+
+
+def test_a_worker_that_must_end_ends_also_when_its_last_words_cannot_be_written(
+    tmp_path: Path,
+) -> None:
+    state = tmp_path / "a file, no directory"
+    state.write_text("")
+    settings = Settings(kafka="127.0.0.1:1", state_dir=state)
+    with running(settings, Path("/dev/full"), "ledger", "worker") as process:
+        assert process.wait(60) == 2
+
+
+def test_a_process_that_cannot_be_made_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    starts = iter([BlockingIOError("no more processes"), MemoryError()])
+
+    def start(*_: Any) -> None:
+        raise next(starts)
+
+    monkeypatch.setattr(module._Supervisor, "_start", start)
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    with pytest.raises(MemoryError):  # the second one: it was tried again
+        module.supervise(Settings(kafka="127.0.0.1:1"), 1)
+    assert "worker 0 cannot be started: no more processes" in caplog.text

@@ -28,6 +28,7 @@ from typing import Any, Final, TypeVar
 
 import faust
 from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.app import BootStrategy
 from faust.transport.drivers import aiokafka as driver
@@ -42,7 +43,6 @@ OUTSTANDING_CHUNKS: Final = 6
 """Fetched chunks that the agent has not finished; more are not asked for."""
 _IDLE_S: Final = 0.02
 _BOOTSTRAP_PAUSE_S: Final = 0.2
-_COMMIT_S: Final = 5.0
 
 _T = TypeVar("_T")
 
@@ -152,6 +152,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         super().__post_init__()
         self._next_offsets: dict[TopicPartition, int] = {}
         self._numbers: dict[TopicPartition, int] = {}
+        self._commits_fail = False
 
     @property
     def kafka_consumer(self) -> Any:
@@ -243,28 +244,32 @@ class _Thread(driver.AIOKafkaConsumerThread):
         return True
 
     async def commit_offsets(
-        self, epoch: int | None, offsets: Mapping[TopicPartition, int]
+        self, epoch: int, offsets: Mapping[TopicPartition, int], within_s: float
     ) -> bool:
-        if epoch is not None and self.epoch != epoch:
+        try:
+            return await asyncio.wait_for(self._commit_once(epoch, offsets), within_s)
+        except (KafkaError, TimeoutError) as error:
+            # The committed offset is for Kafka's tools; ours is in the state. It is tried again.
+            if not self._commits_fail:
+                logger.warning("The offsets cannot be committed now: %r", error)
+            self._commits_fail = True
             return False
-        # Not cancelled when it takes long: aiokafka would leave its failure to nobody.
-        committing = asyncio.ensure_future(
-            self.kafka_consumer.commit(
-                {where: OffsetAndMetadata(offset, "") for where, offset in offsets.items()}
+
+    async def _commit_once(self, epoch: int, offsets: Mapping[TopicPartition, int]) -> bool:
+        """Commit without aiokafka's retries.
+
+        A request that waits there is sent under whatever generation the group has by then: over
+        newer offsets, or another owner's.
+        """
+        coordinator = self.kafka_consumer._coordinator
+        async with coordinator._commit_lock:
+            if self.epoch != epoch:
+                return False
+            await coordinator._do_commit_offsets(
+                None, {where: OffsetAndMetadata(offset, "") for where, offset in offsets.items()}
             )
-        )
-        await asyncio.wait({committing}, timeout=_COMMIT_S)
-        committing.add_done_callback(_look_at)
-        if not committing.done() or committing.cancelled():
-            return False
-        error = committing.exception()
-        if error is None:
-            return True
-        if not isinstance(error, KafkaError):
-            raise error
-        # The committed offset is for Kafka's tools; ours is in the state. The next one counts.
-        logger.warning("The offsets could not be committed now: %r", error)
-        return False
+        self._commits_fail = False
+        return True
 
     async def renew(self) -> int:
         self.next_epoch()
@@ -272,7 +277,18 @@ class _Thread(driver.AIOKafkaConsumerThread):
         return self.epoch
 
     async def leave_group(self) -> None:
-        await self.kafka_consumer.stop()
+        coordinator = self.kafka_consumer._coordinator
+        node = coordinator.coordinator_id
+        if node is None or not coordinator.member_id:
+            return
+        if not coordinator._closing.done():
+            coordinator._closing.set_result(None)  # so that it does not join again
+        # Not the consumer's own stop, which first waits for a rebalance that may be under way.
+        request = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
+        await self.kafka_consumer._client.send(node, request)
+
+    def close(self) -> None:
+        """Leave the closing to `leave_group`: Faust closes aiokafka's parts in the wrong loop."""
 
 
 class _Never(dict[Any, Any]):
@@ -447,10 +463,10 @@ class ChunkedApp(faust.App):
         return await self.in_thread(self._kafka_thread.resume(epoch, offsets))
 
     async def commit_offsets(
-        self, epoch: int | None, offsets: Mapping[TopicPartition, int]
+        self, epoch: int, offsets: Mapping[TopicPartition, int], within_s: float
     ) -> bool:
-        """Commit next offsets for Kafka's tools, if the epoch is still this one (None: always)."""
-        return await self.in_thread(self._kafka_thread.commit_offsets(epoch, offsets))
+        """Commit next offsets for Kafka's tools, if the epoch is still this one; say whether."""
+        return await self.in_thread(self._kafka_thread.commit_offsets(epoch, offsets, within_s))
 
     async def activate_again(self) -> None:
         """Take the assigned partitions anew, in an epoch of their own."""

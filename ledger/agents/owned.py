@@ -205,6 +205,7 @@ class OwnedPartition:
         self.unsettled = 0  # records applied but not yet in the store
         self.flushed_at = time.monotonic()
         self.settled: Watermark = dict(partition.watermark)
+        self.committed: Watermark | None = None  # what the group was told; None: nothing yet
         self.snapshot_at = time.monotonic()
         self.snapshotted: Watermark = dict(partition.watermark)
         self.room = asyncio.Event()
@@ -448,27 +449,28 @@ class OwnedPartition:
 
     def write_snapshot(self, snapshots: Snapshots, kept: int) -> None:
         """Write a snapshot of what is stored; blocks, call it in a thread."""
-        with self._reading:
+        with contextlib.ExitStack() as reading:
+            reading.enter_context(self._reading)
             if self._closing:
                 return
             entries = self.store.scan()
+            reading.callback(entries.close)  # while an iterator lives, the database stays locked
+            _, stored = next(entries)  # the header's key is the first of all
+            header = read_header(stored)
             try:
-                _, stored = next(entries)  # the header's key is the first of all
-                header = read_header(stored)
-                snapshots.write(header, self._until_closing(entries))
+                snapshots.write(header, self._until_closing(entries, reading))
             except _Closing:
                 return
-            finally:
-                entries.close()  # while an iterator lives, the database stays locked
         snapshots.thin(self.number, kept, header.origin)
         self.snapshotted = header.watermark
         self.snapshot_at = time.monotonic()
 
-    def _until_closing(self, entries: Entries) -> Entries:
+    def _until_closing(self, entries: Entries, reading: contextlib.ExitStack) -> Entries:
         for entry in entries:
             if self._closing:
                 raise _Closing
             yield entry
+        reading.close()  # whoever closes the store need not wait for an upload
 
 
 class _Closing(Exception):  # noqa: N818 - no error: a snapshot that is not wanted any more

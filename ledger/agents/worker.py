@@ -42,6 +42,7 @@ SESSION_TIMEOUT_S: Final = 6.0
 """The broker's minimum: how long the partitions of a worker that was killed lie idle."""
 _REVOKED_FLUSH_S: Final = 2.0  # no heartbeat is sent meanwhile
 _REVOKED_COMMIT_S: Final = 0.5
+_COMMIT_S: Final = 5.0
 _RETAKE_PAUSE_S: Final = 0.5
 _STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
@@ -91,6 +92,7 @@ class LedgerApp(ChunkedApp):
         logger.info("worker in %s, Kafka at %s", self._place.directory, self.cluster.bootstrap)
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         self._start(self._flush_forever())
+        self._start(self._snapshot_forever())
         self._start(self._watch_topics())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -126,13 +128,12 @@ class LedgerApp(ChunkedApp):
 
     async def give_up(self) -> None:
         """Flush and park what is owned: the partitions are being assigned anew."""
-        parked = self.park()
+        epoch, parked = self.epoch, self.park()
         await self._flush_all(parked, _REVOKED_FLUSH_S)
         for owned in parked:
             owned.release()
-        with contextlib.suppress(TimeoutError):
-            # Before rejoining, while the group still knows our generation.
-            await asyncio.wait_for(self._commit(None, parked), _REVOKED_COMMIT_S)
+        # Before rejoining, while the group still knows our generation.
+        await self._commit(epoch, parked, _REVOKED_COMMIT_S)
 
     async def activate(self, epoch: int) -> None:
         """Open the assigned partitions' states and resume fetching where they end.
@@ -177,6 +178,7 @@ class LedgerApp(ChunkedApp):
         }
         for owned in opened:
             owned.epoch = epoch
+            owned.committed = None
             owned.expected = dict.fromkeys(INPUT_TOPICS, 0)
             owned.behind = {}
             self.owned[owned.number] = owned
@@ -251,12 +253,9 @@ class LedgerApp(ChunkedApp):
             epoch = self.epoch
             due = [o for o in self.owned.values() if o.is_due(interval_s, records)]
             if due:
-                before = [owned.settled for owned in due]
                 await self._flush_all(due, None)
-                moved = [o for o, was in zip(due, before, strict=True) if o.settled != was]
                 if not self._closing:
-                    await self._commit(epoch, moved)
-                    await self._snapshot_one(due)
+                    await self._commit(epoch, due)
             if any(owned.lost for owned in self.owned.values()):
                 await self._retake(epoch)
             await asyncio.sleep(min(_LOOK_S, interval_s))
@@ -288,17 +287,22 @@ class LedgerApp(ChunkedApp):
         """
         partitions = list(self.owned.values())
         offsets = self._offsets_of(partitions)
-        if await self.commit_offsets(epoch, offsets) and self.epoch == epoch:
+        if await self.commit_offsets(epoch, offsets, _COMMIT_S) and self.epoch == epoch:
             logger.warning("taking partitions again")
             await asyncio.sleep(_RETAKE_PAUSE_S)
             await self.activate_again()
         else:
             await asyncio.sleep(_RETAKE_PAUSE_S)
 
-    async def _commit(self, epoch: int | None, partitions: list[OwnedPartition]) -> None:
-        offsets = self._offsets_of([owned for owned in partitions if not owned.lost])
-        if offsets:
-            await self.commit_offsets(epoch, offsets)
+    async def _commit(
+        self, epoch: int, partitions: list[OwnedPartition], within_s: float = _COMMIT_S
+    ) -> None:
+        """Commit what is settled and not committed yet; what fails comes with the next flush."""
+        due = [o for o in partitions if not o.lost and o.committed != o.settled]
+        settled = [owned.settled for owned in due]
+        if due and await self.commit_offsets(epoch, self._offsets_of(due), within_s):
+            for owned, offsets in zip(due, settled, strict=True):
+                owned.committed = offsets
 
     def _offsets_of(self, partitions: list[OwnedPartition]) -> dict[TopicPartition, int]:
         return {
@@ -307,12 +311,14 @@ class LedgerApp(ChunkedApp):
             for topic, offset in owned.settled.items()
         }
 
-    async def _snapshot_one(self, partitions: list[OwnedPartition]) -> None:
-        """Write one snapshot that is due; the others follow with the next flushes."""
-        for owned in partitions:
-            if owned.wants_snapshot(self.settings.snapshot_interval_s) and not owned.lost:
-                await self._snapshot(owned)
-                return
+    async def _snapshot_forever(self) -> None:
+        """Write snapshots that are due, one at a time; flushes do not wait for them."""
+        while not self._closing:
+            for owned in list(self.owned.values()):
+                due = owned.wants_snapshot(self.settings.snapshot_interval_s)
+                if due and not (owned.lost or self._closing):
+                    await self._snapshot(owned)
+            await asyncio.sleep(_LOOK_S)
 
     async def _snapshot(self, owned: OwnedPartition) -> None:
         try:
@@ -344,13 +350,12 @@ class LedgerApp(ChunkedApp):
         self._end_stopped()
 
     async def _hand_over(self) -> None:
-        owned = list(self.owned.values())
+        epoch, owned = self.epoch, list(self.owned.values())
         await self._flush_all(owned, _STOP_FLUSH_S)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._last_snapshots(owned), _STOP_SNAPSHOT_S)
         if self.is_connected:
-            with contextlib.suppress(TimeoutError, KafkaError):
-                await asyncio.wait_for(self._commit(self.epoch, owned), _LEAVE_S)
+            await self._commit(epoch, owned, _LEAVE_S)
             with contextlib.suppress(TimeoutError, KafkaError):
                 await asyncio.wait_for(self.leave_group(), _LEAVE_S)
 
@@ -373,7 +378,8 @@ class LedgerApp(ChunkedApp):
             self._end(sentence)
 
     def _end(self, sentence: str) -> NoReturn:
-        sys.stderr.write(f"error: {sentence}\n")
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be full, or closed
+            sys.stderr.write(f"error: {sentence}\n")
         _leave(2)
 
     def explain(self, failure: BaseException) -> str:
