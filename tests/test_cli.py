@@ -95,6 +95,8 @@ def test_every_command_and_option_is_documented(name: str, command: Any) -> None
     section = re.search(rf"^## `ledger {name}[ `].*?(?=^## |\Z)", DOCS, re.MULTILINE | re.DOTALL)
     assert section is not None, f"docs/commands.md has no section on 'ledger {name}'"
     for parameter in command.params:
+        if getattr(parameter, "hidden", False):  # for the commands themselves
+            continue
         for option in (*parameter.opts, *parameter.secondary_opts):
             if option.startswith("--") and option != "--help":
                 assert f"`{option}" in section[0], f"{option} of 'ledger {name}'"

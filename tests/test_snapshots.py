@@ -668,6 +668,31 @@ def test_a_damaged_snapshot_leaves_the_local_state_as_it_is(
     assert start(tmp_path, snapshots) == (30, contents(state.store))
 
 
+def test_a_state_that_was_being_replaced_is_not_taken_for_damaged(
+    snapshots: Snapshots,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Found by chaos: a worker was ended while it removed an older state, file by file."""
+    start(tmp_path, snapshots)
+    state = State().to(30)
+    state.write(snapshots)
+
+    def end(directory: Path, ignore_errors: bool = False) -> None:
+        for manifest in directory.glob("MANIFEST-*"):
+            manifest.unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as ended:
+        ended.setattr("shutil.rmtree", end)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, snapshots)
+    assert start(tmp_path, snapshots) == (30, contents(state.store))
+    assert "damaged" not in caplog.text
+    assert {path.name for path in tmp_path.glob("p0*")} == {"p0"}
+
+
 def test_a_snapshot_that_disappears_after_listing_is_passed_over(
     snapshots: Snapshots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

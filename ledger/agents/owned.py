@@ -85,6 +85,7 @@ def open_state(
     """
     restored = path.with_suffix(".restored")
     shutil.rmtree(restored, ignore_errors=True)
+    shutil.rmtree(_removed(path), ignore_errors=True)
     store: RocksStore | None = None
     local = 0
     try:
@@ -95,7 +96,7 @@ def open_state(
         if store is not None:
             store.close()
             store = None
-        shutil.rmtree(path)
+        _remove(path)
     except TopicError:
         if store is not None:
             store.close()
@@ -115,7 +116,7 @@ def open_state(
         if store is not None:
             store.close()
             store = None
-        shutil.rmtree(path, ignore_errors=True)
+        _remove(path)
         restored.rename(path)
         keep_on_disk(path.parent)
         logger.info("partition %d starts from snapshot %s", number, file.name)
@@ -123,6 +124,17 @@ def open_state(
     if store is None:
         store = RocksStore(path)
     return store, Partition(number, store, partition_of, origin)
+
+
+def _remove(path: Path) -> None:
+    """Remove a state at once: half of one, left by a kill, would be taken for damaged."""
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(_removed(path))
+    shutil.rmtree(_removed(path), ignore_errors=True)
+
+
+def _removed(path: Path) -> Path:
+    return path.with_suffix(".removed")
 
 
 def _listed(snapshots: Snapshots, number: int) -> list[SnapshotFile]:
