@@ -199,16 +199,15 @@ async def remove_members(bootstrap: str, group: str, client_id: str) -> list[str
     Raises:
         KafkaError: the coordinator refuses, or there is none.
     """
-    # While the cluster elects a coordinator it has none, or another than was asked.
-    async for attempt in AsyncRetrying(
+    patiently = AsyncRetrying(
+        # While the cluster elects a coordinator it has none, or another than was asked.
         retry=retry_if_exception_type((KafkaError, AssertionError)),
         stop=stop_after_delay(_REMOVE_S),
         wait=wait_fixed(0.1),
         reraise=True,
-    ):
-        with attempt:
-            return await _remove_members(bootstrap, group, client_id)
-    raise AssertionError("unreachable: the last failure is raised")
+    )
+    members: list[str] = await patiently(_remove_members, bootstrap, group, client_id)
+    return members
 
 
 async def _remove_members(bootstrap: str, group: str, client_id: str) -> list[str]:
