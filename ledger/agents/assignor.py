@@ -74,6 +74,9 @@ class LedgerAssignor(AbstractPartitionAssignor):
         counts = {topic: len(cluster.partitions_for_topic(topic) or ()) for topic in topics}
         if len(set(counts.values())) != 1:
             raise TopicError(f"The input topics differ in their number of partitions: {counts}.")
+        if not counts[topics[0]]:
+            # An empty share for everybody would look like health.
+            raise TopicError(f"The broker knows no partitions of the topics {', '.join(topics)}.")
         progress = {member: _told(metadata.user_data) for member, metadata in members.items()}
         shares = distribute(counts[topics[0]], progress)
         return {

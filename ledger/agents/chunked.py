@@ -42,7 +42,7 @@ FETCH_WAIT_MS: Final = 50
 OUTSTANDING_CHUNKS: Final = 6
 """Fetched chunks that the agent has not finished; more are not asked for."""
 _IDLE_S: Final = 0.02
-_BOOTSTRAP_PAUSE_S: Final = 0.2
+_METADATA_PAUSE_S: Final = 0.2
 
 _T = TypeVar("_T")
 
@@ -133,7 +133,20 @@ async def _bootstrap(client: Any, once: Callable[[], Awaitable[None]]) -> None:
             await once()
             if client.cluster.brokers():
                 return
-        await asyncio.sleep(_BOOTSTRAP_PAUSE_S)
+        await asyncio.sleep(_METADATA_PAUSE_S)
+
+
+async def _know_topics(client: Any, once: Callable[[], Awaitable[None]]) -> None:
+    """Wait until the partitions of all topics asked for are known.
+
+    The group's leader waits so before it assigns. aiokafka tells it of a topic by one update and
+    does not repeat one that failed: to a leader whose broker was restarting just then, the topics
+    had no partitions, and it assigned none until its metadata got old, minutes later.
+    """
+    await once()
+    while any(client.cluster.partitions_for_topic(topic) is None for topic in client._topics):
+        await asyncio.sleep(_METADATA_PAUSE_S)
+        await client.force_metadata_update()
 
 
 def _look_at(task: asyncio.Future[Any]) -> None:
@@ -170,6 +183,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         consumer._partition_assignment_strategy = [LedgerAssignor(self.app.progress)]
         client = consumer._client
         client.bootstrap = partial(_bootstrap, client, client.bootstrap)
+        client._maybe_wait_metadata = partial(_know_topics, client, client._maybe_wait_metadata)
         client.force_metadata_update = self._noting(client.force_metadata_update)
         client._get_conn = partial(self._get_connection, client._get_conn, weakref.WeakSet())
         return consumer
