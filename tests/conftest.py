@@ -49,7 +49,15 @@ def _nothing_is_rounded_by_accident() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    """A real Kafka broker and a real RabbitMQ, started once and stopped at the end."""
+    """A real Kafka broker and a real RabbitMQ, started once and stopped at the end.
+
+    A developer who runs tests again and again names a directory in TEST_STACK: the servers are
+    started there the first time and go on running ('ledger down' with it as LEDGER_STATE_DIR).
+    """
+    kept = os.environ.get("TEST_STACK")
+    if kept:
+        yield up(Settings(state_dir=Path(kept).resolve()), lambda line: print(line))
+        return
     settings = Settings(state_dir=tmp_path_factory.mktemp("stack"))
     try:
         yield up(settings, lambda line: print(line, file=sys.stderr))
