@@ -8,8 +8,8 @@ be checked: by `require_continuous` when it is taken up, by a `LogWatch` while a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from ledger import digests
@@ -129,44 +129,60 @@ def _records_at(cluster: Cluster, offsets: dict[Slot, int]) -> dict[Slot, KafkaR
     }
 
 
+@dataclass(frozen=True)
+class Leadership:
+    """From which leaders a partition's records come.
+
+    Attributes:
+        number: rises before records are fetched from a leader that is another one, or was
+            restarted.
+        fetched: for each topic the offset before which records may have come from earlier leaders;
+            some of them may still be on their way to the fold. Topics of which nothing was fetched
+            are not there.
+    """
+
+    number: int = 0
+    fetched: Mapping[str, int] = field(default_factory=dict)
+
+
 class LogWatch:
     """Watches that a partition's topics go on being the ones that its state is made of.
 
-    Only a leader that is another one, or was restarted, can have lost records. So as long as the
-    leaders are those of the last time, nothing was lost; when not, what was read since then is read
-    again.
+    Only a leader that is another one, or was restarted, can have lost records. So what was fetched
+    from the leaders of the last time was not lost; whatever came from earlier ones is read again.
     """
 
-    def __init__(self, cluster: Cluster, partition: int, leaderships: Callable[[], int]) -> None:
+    def __init__(
+        self, cluster: Cluster, partition: int, leadership: Callable[[], Leadership]
+    ) -> None:
         """Begin to watch.
 
         Args:
             cluster: where the topics are.
             partition: of them.
-            leaderships: returns a number that rises before records are fetched from a leader that
-                is another one, or was restarted.
+            leadership: returns the newest one.
         """
         self._cluster = cluster
         self._partition = partition
-        self._leaderships = leaderships
+        self._leadership = leadership
         self._seen = -1
         self._confirmed: Position | None = None
 
-    def confirm(self, position: Position, what: str, others: Iterable[Claim] = ()) -> None:
+    def confirm(self, position: Position, what: str, others: Sequence[Claim] = ()) -> None:
         """Check that the records before a position are those in the topics; blocks.
 
         Args:
             position: one that all its records were fetched for before this call.
             what: was made of the records, in words for a person.
-            others: further claims, to be checked if anything has to be.
+            others: further claims to be checked.
 
         Raises:
             MissingRecords: a topic ends before the position.
             ReplacedRecords: records were replaced by others.
             UnreachableError: Kafka did not answer.
         """
-        leaderships = self._leaderships()
-        if self._confirmed is None or leaderships != self._seen:
+        leadership = self._leadership()
+        if others or self._confirmed is None or self._is_in_doubt(self._confirmed, leadership):
             claims = [
                 Claim(what, self._partition, known.watermark, known.tips)
                 for known in (self._confirmed, position)
@@ -175,8 +191,13 @@ class LogWatch:
             require_continuous(self._cluster, [*claims, *others])
             if self._confirmed is not None:
                 self._read_again(self._confirmed, position, what)
-            self._seen = leaderships
+            self._seen = leadership.number
         self._confirmed = position
+
+    def _is_in_doubt(self, confirmed: Position, leadership: Leadership) -> bool:
+        return leadership.number != self._seen or any(
+            confirmed.watermark[topic] < offset for topic, offset in leadership.fetched.items()
+        )
 
     def _read_again(self, before: Position, after: Position, what: str) -> None:
         chains = {topic: bytes.fromhex(digest) for topic, digest in before.log_digests.items()}

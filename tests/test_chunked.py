@@ -1,4 +1,4 @@
-"""The consumer under Faust: what a group's leader must know before it assigns."""
+"""The consumer under Faust: what it must know, and must not take for trouble."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberMetadata
 
 from ledger.agents.assignor import LedgerAssignor
 from ledger.agents.chunked import _know_topics
+from ledger.agents.worker import create_app
 from ledger.errors import TopicError
 from ledger.events import INPUT_TOPICS
 from ledger.settings import Settings
@@ -21,6 +22,12 @@ def test_a_leader_that_knows_no_partitions_does_not_assign_nothing_to_everybody(
     member = ConsumerProtocolMemberMetadata(0, list(INPUT_TOPICS), b"")
     with pytest.raises(TopicError, match="knows no partitions of the topics fills, orders"):
         LedgerAssignor(dict).assign(ClusterMetadata(), {"member": member})
+
+
+def test_a_worker_without_partitions_does_not_leave_its_group() -> None:
+    """Found by review: to aiokafka, who fetches nothing for 1,000 s hangs."""
+    app = create_app(Settings(), "127.0.0.1:9")
+    assert app.conf.broker_max_poll_interval > 365 * 86_400
 
 
 @pytest.mark.integration

@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import NewTopic
 
-from ledger.continuity import Claim, LogWatch, Position, position_of, require_continuous
+from ledger.continuity import Claim, Leadership, LogWatch, Position, position_of, require_continuous
 from ledger.errors import MissingRecords, ReplacedRecords
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster
@@ -190,15 +190,15 @@ def test_a_watched_log_tells_what_was_replaced_since_it_was_confirmed(
 ) -> None:
     publish_each(settings, deposits(0, 100))
     cluster = cluster_of(settings)
-    leaderships = [0]
-    watches = {number: LogWatch(cluster, number, lambda: leaderships[0]) for number in range(2)}
+    leadership = [Leadership()]
+    watches = {number: LogWatch(cluster, number, lambda: leadership[0]) for number in range(2)}
     half = {number: position_of(partition) for number, partition in rebuilt(cluster).items()}
     for number, watch in watches.items():
         watch.confirm(half[number], "this test")
     publish_each(settings, deposits(100, 200))
     whole = {number: position_of(partition) for number, partition in rebuilt(cluster).items()}
     forget(broker, settings, 20)
-    leaderships[0] += 1
+    leadership[0] = Leadership(1)
     with pytest.raises(MissingRecords):
         watches[0].confirm(whole[0], "this test")
     publish_each(settings, deposits(200, 300, "2"))
@@ -210,6 +210,28 @@ def test_a_watched_log_tells_what_was_replaced_since_it_was_confirmed(
         with pytest.raises(ReplacedRecords, match=f"transfers:{number}: offsets [0-9]+ to "):
             watch.confirm(mixed, "this test")
         watch.confirm(anew[number], "this test")
+
+
+def test_what_came_from_an_earlier_leader_is_doubted_until_all_of_it_was_confirmed(
+    broker: OwnBroker, settings: Settings
+) -> None:
+    """Found by review: chunks waited for the fold while the position before them was confirmed."""
+    publish_each(settings, deposits(0, 100))
+    cluster = cluster_of(settings)
+    leadership = Leadership()
+    watch = LogWatch(cluster, 0, lambda: leadership)
+    half = position_of(rebuilt(cluster)[0])
+    watch.confirm(half, "this test")
+    publish_each(settings, deposits(100, 200))
+    whole = position_of(rebuilt(cluster)[0])
+    forget(broker, settings, 20)
+    publish_each(settings, deposits(200, 300, "2"))
+    anew = position_of(rebuilt(cluster)[0])
+    leadership = Leadership(1, {"transfers": whole.watermark["transfers"]})
+    watch.confirm(half, "this test")
+    mixed = Position(anew.watermark, whole.log_digests, anew.tips)
+    with pytest.raises(ReplacedRecords, match="transfers:0: offsets [0-9]+ to "):
+        watch.confirm(mixed, "this test")
 
 
 def test_a_restarted_broker_that_lost_nothing_is_waited_for(

@@ -24,7 +24,7 @@ import time
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import faust
 from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -149,6 +149,22 @@ async def _know_topics(client: Any, once: Callable[[], Awaitable[None]]) -> None
         await client.force_metadata_update()
 
 
+class Leaders(NamedTuple):
+    """How often leaders changed, or were connected to anew, and up to where chunks came before."""
+
+    number: int
+    fetched: Mapping[TopicPartition, int]
+
+
+def _leaders_in(cluster: Any) -> dict[tuple[str, int], int]:
+    """Return the leaders that aiokafka's metadata names."""
+    return {
+        (topic, number): partition.leader
+        for topic, partitions in cluster._partitions.items()
+        for number, partition in partitions.items()
+    }
+
+
 def _look_at(task: asyncio.Future[Any]) -> None:
     """Take a task's failure, so that it is not reported as one that nobody took."""
     if not task.cancelled():
@@ -157,7 +173,6 @@ def _look_at(task: asyncio.Future[Any]) -> None:
 
 class _Thread(driver.AIOKafkaConsumerThread):
     epoch = 0
-    leaderships = 0  # see `ChunkedApp.leaderships`
     assigned_epoch = -1  # the epoch of the newest assignment; a later epoch is its revocation
     app: ChunkedApp
 
@@ -166,6 +181,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         self._next_offsets: dict[TopicPartition, int] = {}
         self._numbers: dict[TopicPartition, int] = {}
         self._commits_fail = False
+        self.leaders = Leaders(0, {})
 
     @property
     def kafka_consumer(self) -> Any:
@@ -184,16 +200,18 @@ class _Thread(driver.AIOKafkaConsumerThread):
         client = consumer._client
         client.bootstrap = partial(_bootstrap, client, client.bootstrap)
         client._maybe_wait_metadata = partial(_know_topics, client, client._maybe_wait_metadata)
-        client.force_metadata_update = self._noting(client.force_metadata_update)
+        client._metadata_update = partial(self._update_metadata, client._metadata_update)
         client._get_conn = partial(self._get_connection, client._get_conn, weakref.WeakSet())
         return consumer
 
-    def _noting(self, update: Callable[[], _T]) -> Callable[[], _T]:
-        def noted() -> _T:
-            self.leaderships += 1  # aiokafka asks for metadata when a leader is gone or another
-            return update()
-
-        return noted
+    async def _update_metadata(
+        self, update: Callable[..., Awaitable[bool]], cluster: Any, topics: Any
+    ) -> bool:
+        before = _leaders_in(cluster)
+        updated = await update(cluster, topics)
+        if _leaders_in(cluster) != before:
+            self._other_leaders()
+        return updated
 
     async def _get_connection(
         self,
@@ -205,8 +223,16 @@ class _Thread(driver.AIOKafkaConsumerThread):
         connection = await get(*args, **kwargs)
         if connection is not None and connection not in known:
             known.add(connection)
-            self.leaderships += 1  # a broker that was restarted is connected to anew
+            self._other_leaders()  # a broker that was restarted is connected to anew
         return connection
+
+    def _other_leaders(self) -> None:
+        """Note what was fetched so far, and let go of what aiokafka has beyond that."""
+        assigned = self._fetch_states()
+        fetched = {where: o for where, o in self._next_offsets.items() if where in assigned}
+        for where, offset in fetched.items():
+            self.kafka_consumer.seek(where, offset)
+        self.leaders = Leaders(self.leaders.number + 1, fetched)
 
     async def _fetch_records(
         self,
@@ -285,7 +311,9 @@ class _Thread(driver.AIOKafkaConsumerThread):
         self._commits_fail = False
         return True
 
-    async def renew(self) -> int:
+    async def renew(self, epoch: int) -> int | None:
+        if self.epoch != epoch:
+            return None
         self.next_epoch()
         self.assigned_epoch = self.epoch
         return self.epoch
@@ -409,8 +437,8 @@ class ChunkedApp(faust.App):
         raise NotImplementedError
 
     def explain(self, failure: BaseException) -> str:
-        """Return a sentence on why the consumer failed; called in its thread, may block."""
-        return f"Faust's consumer failed: {failure!r}"
+        """Return a sentence on a failure of Faust's or its consumer's; may block."""
+        return f"Faust failed: {failure!r}"
 
     # -- state of the assignment
 
@@ -420,9 +448,9 @@ class ChunkedApp(faust.App):
         return int(self._kafka_thread.epoch)
 
     @property
-    def leaderships(self) -> int:
-        """A number that rises before anything is fetched from another leader, or one restarted."""
-        return self._kafka_thread.leaderships
+    def leaders(self) -> Leaders:
+        """From which leaders chunks come; changes before anything is fetched from other ones."""
+        return self._kafka_thread.leaders
 
     @property
     def is_active(self) -> bool:
@@ -451,21 +479,27 @@ class ChunkedApp(faust.App):
         """Return the assigned partitions of all topics."""
         return {TopicPartition(*tp) for tp in self._kafka_thread.assignment()}
 
-    def coordinator_trouble(self) -> str | None:
-        """Return why this worker is no member of its group any more, or None.
+    def consumer_trouble(self) -> str | None:
+        """Return why this worker gets no records any more, or None.
 
         Faust never asks, so that for example a session timeout below the broker's minimum would
         hang silently.
         """
         if not self.is_connected:
             return None
-        coordinator = self._kafka_thread.kafka_consumer._coordinator
+        consumer = self._kafka_thread.kafka_consumer
+        coordinator = consumer._coordinator
         pending = getattr(coordinator, "_pending_exception", None)
         if pending is not None:
             return f"the group coordinator answered {pending!r}"
-        task = getattr(coordinator, "_coordination_task", None)
-        if task is not None and task.done():
-            return "the group coordination ended"
+        for what, owner, name in (
+            ("group coordination", coordinator, "_coordination_task"),
+            ("fetching", consumer._fetcher, "_fetch_task"),
+            ("updating of metadata", consumer._client, "_sync_task"),
+        ):
+            task = getattr(owner, name, None)
+            if task is not None and task.done():
+                return f"aiokafka's {what} ended"
         return None
 
     # -- what subclasses call
@@ -482,9 +516,11 @@ class ChunkedApp(faust.App):
         """Commit next offsets for Kafka's tools, if the epoch is still this one; say whether."""
         return await self.in_thread(self._kafka_thread.commit_offsets(epoch, offsets, within_s))
 
-    async def activate_again(self) -> None:
-        """Take the assigned partitions anew, in an epoch of their own."""
-        await self._activate(await self.in_thread(self._kafka_thread.renew()))
+    async def activate_again(self, epoch: int) -> None:
+        """Take the partitions assigned in an epoch anew, in one of their own, if it still lasts."""
+        renewed = await self.in_thread(self._kafka_thread.renew(epoch))
+        if renewed is not None:
+            await self._activate(renewed)
 
     async def leave_group(self) -> None:
         """Leave the consumer group, so that others get the partitions at once."""
@@ -543,7 +579,7 @@ class ChunkedApp(faust.App):
         return _Transport(self.conf.broker_consumer, self)
 
     def _crash(self, reason: BaseException) -> None:
-        self.fail(f"Faust failed: {reason!r}")
+        self.fail(self.explain(reason))
 
     def on_rebalance_end(self) -> None:
         """Start activation: Faust's own part of the rebalance is done."""

@@ -22,8 +22,8 @@ from typing import Any, Final
 
 from ledger.agents.publisher import FencedError, Headers, Outgoing, Publisher
 from ledger.continuity import (
+    Leadership,
     LogWatch,
-    Position,
     claim_of,
     position_of,
 )
@@ -197,7 +197,7 @@ class OwnedPartition:
         number: int,
         store: RocksStore,
         partition: Partition,
-        leaderships: Callable[[], int] = lambda: 0,
+        leadership: Callable[[], Leadership] = Leadership,
     ) -> None:
         """Hold an opened state.
 
@@ -205,9 +205,9 @@ class OwnedPartition:
             number: the partition.
             store: its store.
             partition: its state.
-            leaderships: see `LogWatch`.
+            leadership: see `LogWatch`.
         """
-        self._leaderships = leaderships
+        self._leadership = leadership
         self.number = number
         self.partition = partition
         self.store = store
@@ -252,7 +252,8 @@ class OwnedPartition:
         tail = tails(cluster, [self.number])[self.number]
         mark = tail.mark
         claims = [] if mark is None else [claim_of(mark, self.number, origin)]
-        self._log_watch = LogWatch(cluster, self.number, self._leaderships)
+        if self._log_watch is None:  # else something may be in doubt that was applied before
+            self._log_watch = LogWatch(cluster, self.number, self._leadership)
         self._log_watch.confirm(position_of(self.partition), self._what, claims)
         self._owed.clear()
         self._gone.clear()
@@ -346,11 +347,10 @@ class OwnedPartition:
                 return True
             flushed = self.unsettled
             frozen = self.partition.freeze()
-            records = self._outgoing(frozen, cluster.settings.topic)
             loop = asyncio.get_running_loop()
-            publish = partial(self._publish, self._publisher, records, position_of(frozen))
+            publish = partial(self._publish, self._publisher, frozen, cluster.settings.topic)
             try:
-                await loop.run_in_executor(executor, publish)
+                published = await loop.run_in_executor(executor, publish)
             except FencedError as error:
                 logger.warning("partition %d belongs to another worker: %s", self.number, error)
                 self.lose()
@@ -362,7 +362,7 @@ class OwnedPartition:
                 self._owed.clear()
                 self._gone.clear()
                 self._everything = False
-            elif records:
+            elif published:
                 self._letters = self._letters_with(frozen)
             self.partition.settle()
             self.settled = frozen.watermark
@@ -370,8 +370,10 @@ class OwnedPartition:
             self.room.set()
             return True
 
-    def _publish(self, publisher: Publisher, records: list[Outgoing], position: Position) -> None:
-        """Publish, unless the topics do not hold what was applied; blocks.
+    def _publish(
+        self, publisher: Publisher, frozen: Frozen, topic: Callable[[str], str]
+    ) -> list[Outgoing]:
+        """Publish, unless the topics do not hold what was applied; returns what; blocks.
 
         The broker is waited for. A broker that was away may have lost records, so the topics are
         looked at first: nothing goes out, or into the store, that they do not bear out.
@@ -379,13 +381,15 @@ class OwnedPartition:
         assert self._log_watch is not None
         while True:
             try:
-                self._log_watch.confirm(position, self._what)
+                self._log_watch.confirm(position_of(frozen), self._what)
                 break
             except UnreachableError as error:
                 publisher.require_open()
                 logger.warning("partition %d waits: %s", self.number, error)
+        records = self._outgoing(frozen, topic)
         if records:
             publisher.publish(records)
+        return records
 
     def _is_at_cut(self, frozen: Frozen) -> bool:
         """Return whether nothing newer than this freeze was published before."""

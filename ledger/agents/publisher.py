@@ -149,7 +149,9 @@ class Publisher:
         except KafkaException as worse:
             raise FencedError(f"{self._id}: {worse.args[0].str()}.") from worse
         refused, self._refused = self._refused, None
-        if refused is not None or not cause.txn_requires_abort():
+        # To `produce`, a transaction that failed meanwhile is only in the wrong state.
+        passing = cause.txn_requires_abort() or cause.code() == KafkaError._STATE
+        if refused is not None or not passing:
             raise PublishError(
                 f"{self._id}: {refused or cause.str()}. Mend that and start again: what cannot be "
                 "published is not gone past."

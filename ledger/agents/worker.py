@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
@@ -20,6 +21,7 @@ from confluent_kafka import KafkaException
 from ledger.agents.assignor import Progress
 from ledger.agents.chunked import Chunk, ChunkedApp
 from ledger.agents.owned import OwnedPartition, open_state, stored_progress
+from ledger.continuity import Leadership
 from ledger.errors import (
     DamagedState,
     LedgerError,
@@ -47,10 +49,12 @@ _RETAKE_PAUSE_S: Final = 0.5
 _STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
 _LEAVE_S: Final = 0.8
+_SAY_S: Final = 0.1
 _STOP_S: Final = 4.8  # for all of it
 _STUCK_S: Final = 60.0
 _TOPICS_S: Final = 5.0
 _LOOK_S: Final = 0.05
+_NEVER_S: Final = 10.0**9
 _MOST_UNSETTLED: Final = 4  # times flush_records
 
 _T = TypeVar("_T")
@@ -201,10 +205,21 @@ class LedgerApp(ChunkedApp):
             store, partition = await self._in_executor(
                 open_state, self._place.partition(number), number, origin, self._snapshots
             )
-            owned = OwnedPartition(number, store, partition, lambda: self.leaderships)
+            owned = OwnedPartition(number, store, partition, partial(self._leadership, number))
             self._parked[number] = owned
         if self.epoch == epoch:  # else it may be another worker's by now, who must not be fenced
             await self._in_executor(owned.acquire, self.cluster)
+
+    def _leadership(self, number: int) -> Leadership:
+        leaders = self.leaders
+        return Leadership(
+            leaders.number,
+            {
+                self._names[where.topic]: offset
+                for where, offset in leaders.fetched.items()
+                if where.partition == number
+            },
+        )
 
     # -- folding
 
@@ -290,7 +305,7 @@ class LedgerApp(ChunkedApp):
         if await self.commit_offsets(epoch, offsets, _COMMIT_S) and self.epoch == epoch:
             logger.warning("taking partitions again")
             await asyncio.sleep(_RETAKE_PAUSE_S)
-            await self.activate_again()
+            await self.activate_again(epoch)
         else:
             await asyncio.sleep(_RETAKE_PAUSE_S)
 
@@ -378,9 +393,7 @@ class LedgerApp(ChunkedApp):
             self._end(sentence)
 
     def _end(self, sentence: str) -> NoReturn:
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # it may be full, or closed
-            sys.stderr.write(f"error: {sentence}\n")
-        _leave(2)
+        _leave(2, f"error: {sentence}\n")
 
     def explain(self, failure: BaseException) -> str:
         """Return a sentence on why the consumer failed."""
@@ -425,9 +438,9 @@ class LedgerApp(ChunkedApp):
                 self.loop.call_soon_threadsafe(self._tick)
             if now - self._beat > _STUCK_S:
                 self.fail(f"The worker's loop did not move for {_STUCK_S:.0f} s.")
-            trouble = self.coordinator_trouble()
+            trouble = self.consumer_trouble()
             if trouble is not None and not self._closing:
-                self.fail(f"This worker is out of its consumer group: {trouble}.")
+                self.fail(f"This worker gets no records any more: {trouble}. Start it again.")
             restoring = self._activation.locked()  # takes as long as it takes
             if restoring or (self.is_connected and self.is_active and not self._is_stuck(now)):
                 idle_since = now
@@ -470,11 +483,20 @@ def require_same_topics(partition: Partition, origin: Origin) -> None:
     require_same_partitions(partition.origin.partitions, origin.partitions)
 
 
-def _leave(code: int) -> NoReturn:
-    logging.shutdown()
-    with contextlib.suppress(OSError, ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+def _leave(code: int, sentence: str = "") -> NoReturn:
+    def say() -> None:
+        # Where it is written to may be full, or closed.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stderr.write(sentence)
+        logging.shutdown()
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+
+    # Whoever reads a pipe may have stopped reading, and another thread may be stuck in it.
+    saying = threading.Thread(target=say, daemon=True)
+    saying.start()
+    saying.join(_SAY_S)
     os._exit(code)
 
 
@@ -489,6 +511,8 @@ def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
         broker_max_poll_records=settings.chunk_records,
         broker_session_timeout=SESSION_TIMEOUT_S,
         broker_heartbeat_interval=1.0,
+        # aiokafka leaves the group when nothing was fetched for so long, as by a spare worker.
+        broker_max_poll_interval=_NEVER_S,
         broker_rebalance_timeout=15.0,
         broker_request_timeout=30.0,
         consumer_auto_offset_reset="none",
