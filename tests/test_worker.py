@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import time
@@ -11,6 +12,8 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import NewPartitions, NewTopic
 
@@ -206,6 +209,41 @@ def test_a_record_as_large_as_the_broker_takes_becomes_a_dead_letter(
     ((key, value, headers),) = read_dead_letters(settings)
     assert (key, value) == (b"fills:0:0", huge)
     assert headers["reason"] == b"invalid"
+
+
+class _NotUtf8(str):
+    """A header name that aiokafka sends as other bytes than UTF-8."""
+
+    def encode(self, *_: str) -> bytes:
+        return b"\xff" + super().encode()
+
+
+@pytest.mark.parametrize(("compression", "codec"), [(None, 0), ("zstd", 4)])
+def test_header_names_that_are_not_utf8_stop_no_worker(
+    settings: Settings, tmp_path: Path, compression: str | None, codec: int
+) -> None:
+    """Found by review: aiokafka raises, for ever, at the batch that has one."""
+    publish(settings, list(lines_of(BITSTAMP))[:500])
+
+    async def send() -> None:
+        async with AIOKafkaProducer(
+            bootstrap_servers=settings.kafka, compression_type=compression
+        ) as producer:
+            batch = producer.create_batch()
+            batch._builder = _DefaultRecordBatchBuilderPy(2, codec, 0, -1, -1, 0, 1 << 20)
+            for number in range(3):
+                name = _NotUtf8("trace") if number == 1 else "trace"
+                headers = [(name, b"7")]
+                batch.append(timestamp=None, key=b"a", value=b"x" * 200, headers=headers)
+            sent = await producer.send_batch(batch, settings.topic("fills"), partition=2)
+            await sent
+
+    asyncio.run(send())
+    with worker(settings, tmp_path / "1.log"):
+        published = eventually(lambda: published_at_end(settings))
+    assert_published_equals_reference(settings, published, reference_of(settings))
+    names = [next(iter(headers)) for _, _, headers in read_dead_letters(settings)]
+    assert names == ["trace", "\\xfftrace", "trace"]
 
 
 def test_topics_that_grew_are_refused(settings: Settings, tmp_path: Path) -> None:

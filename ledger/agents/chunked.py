@@ -2,7 +2,8 @@
 
 Faust's cost per message is 50 to 70 microseconds; as the message is a list of some thousand
 records, that is nothing per record. Everything here builds on private API of faust-streaming 0.15.3
-and aiokafka 0.14.0, which are pinned for that reason; nothing outside this module touches it.
+and aiokafka 0.14.0, which are pinned for that reason; nothing outside this module, and
+`ledger.agents.records`, touches it.
 
 The rules that make it safe:
 
@@ -27,6 +28,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import faust
+from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -34,6 +36,7 @@ from faust.app import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 
 from ledger.agents.assignor import LedgerAssignor, Progress
+from ledger.agents.records import Records
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +196,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         self.app.loop.call_soon_threadsafe(self.app.wake)
 
     def _create_worker_consumer(self, transport: Any) -> Any:
+        fetcher.MemoryRecords = Records
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         consumer._isolation_level = "read_committed"
