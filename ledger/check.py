@@ -12,13 +12,18 @@ from typing import Any, Final
 
 from ledger import digests
 from ledger.amounts import plain
-from ledger.comparison import Difference, differences, refusals
-from ledger.errors import MissingRecords
+from ledger.comparison import (
+    Difference,
+    differences,
+    refusals,
+    require_comparable_continuous,
+)
+from ledger.continuity import claim_of
 from ledger.events import INPUT_TOPICS
 from ledger.flags import Flag, Tally, all_cases, tally
-from ledger.kafka import Cluster, Slot
+from ledger.kafka import Cluster
 from ledger.positions import Watermarks
-from ledger.projections.partition import Counts, Origin, Partition, Watermark
+from ledger.projections.partition import Counts, Origin, Partition
 from ledger.published import (
     PublishedPartition,
     add_counts,
@@ -119,10 +124,14 @@ class Auditor:
                 `genesis`, every record is read.
 
         Raises:
-            MissingRecords: the tables cover records that the topics no longer have, or records
+            LostRecords: the tables were made of records that the topics do not hold, or records
                 that are needed are gone.
         """
         published = read_published(self._cluster, range(self._origin.partitions))
+        for number, found in published.items():
+            if found.mark is not None:
+                claim_of(found.mark, number, self._origin)
+        require_comparable_continuous(self._cluster, published, self._origin)
         ends = self._rebuilder.ends()
         tables = Tables()
         start = self._start(published, ends, tables)
@@ -169,16 +178,8 @@ class Auditor:
                 if behind and not refused:
                     tables.unpublished.append(number)
             else:
-                self._require_records(number, mark.watermark, ends[number])
                 start[number] = dict(mark.watermark)
                 tables.compared.append(number)
                 behind = sum(ends[number][t] - mark.watermark[t] for t in INPUT_TOPICS)
             tables.behind_records += behind
         return start
-
-    def _require_records(self, number: int, mark: Watermark, end: Watermark) -> None:
-        for topic in INPUT_TOPICS:
-            if mark[topic] > end[topic]:
-                slot: Slot = (topic, number)
-                earliest = self._cluster.earliest([slot])[slot]
-                raise MissingRecords(topic, number, mark[topic], earliest, end[topic])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from ledger.continuity import claim_of, require_continuous
 from ledger.events import INPUT_TOPICS, RULES_VERSION
-from ledger.kafka import BALANCES
+from ledger.kafka import BALANCES, Cluster
 from ledger.projections.accounts import Texts
 from ledger.projections.partition import Counts, Origin, require_same_partitions
 from ledger.published import PublishedPartition
@@ -62,6 +63,24 @@ def refusals(number: int, found: PublishedPartition, origin: Origin) -> Iterator
         require_same_partitions(mark.partitions, origin.partitions)
     if set(mark.watermark) != set(INPUT_TOPICS):
         yield Difference(number, "mark", mark.watermark, None)
+
+
+def require_comparable_continuous(
+    cluster: Cluster, published: Mapping[int, PublishedPartition], origin: Origin
+) -> None:
+    """Check that the topics hold the records that tables were made of, where they can be compared.
+
+    Raises:
+        LostRecords: they do not; then what the tables say cannot be told from the topics.
+    """
+    require_continuous(
+        cluster,
+        [
+            claim_of(found.mark, number, origin)
+            for number, found in published.items()
+            if found.mark is not None and not list(refusals(number, found, origin))
+        ],
+    )
 
 
 def differences(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ledger import digests
-from ledger.errors import MissingRecords, ReplacedRecords, ReplacedTopic
+from ledger.errors import LostRecords, MissingRecords, ReplacedRecords, ReplacedTopic
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import BALANCES, Cluster, KafkaRecord, Slot
 from ledger.projections.partition import (
@@ -78,6 +78,34 @@ def claim_of(mark: Mark, partition: int, origin: Origin) -> Claim:
         if mark.topic_ids.get(topic) != origin.topic_ids[topic]:
             raise ReplacedTopic(topic, partition, mark.watermark.get(topic, 0))
     return Claim(PUBLISHED, partition, mark.watermark, mark.tips)
+
+
+def require_topics(cluster: Cluster) -> None:
+    """Check that no input topic is gone that published tables were made of.
+
+    To be called before missing topics are created: records that are gone would look like records
+    that never were.
+
+    Raises:
+        LostRecords: one is.
+    """
+    shapes = cluster.topics((*INPUT_TOPICS, BALANCES))
+    missing = [topic for topic in INPUT_TOPICS if topic not in shapes]
+    if not missing or BALANCES not in shapes:
+        return
+    marks = newest_marks(cluster, range(shapes[BALANCES].partitions))
+    if marks:
+        offsets = {
+            (topic, number): mark.watermark.get(topic, 0)
+            for topic in missing
+            for number, mark in marks.items()
+        }
+        slot = max(offsets, key=lambda slot: offsets[slot])
+        raise LostRecords(
+            *slot,
+            f"the topic is gone, and with it the records before offset {offsets[slot]} that "
+            f"{PUBLISHED} were made of",
+        )
 
 
 def require_tables_continuous(cluster: Cluster, origin: Origin) -> None:

@@ -6,6 +6,8 @@ and exits with 2; it never prints a traceback for one of these.
 
 from __future__ import annotations
 
+from typing import Any
+
 _RECOVER = (
     "Bring the topic back from a copy, or stop the workers and run 'ledger recover', which accepts "
     "the topics as they are and lets tables be rebuilt from the newest snapshot that matches them."
@@ -14,6 +16,18 @@ _RECOVER = (
 
 class LedgerError(Exception):
     """The root of all errors that a person is meant to read."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let errors travel between processes, whatever their arguments were."""
+        return _made_again, (type(self), self.args, self.__dict__)
+
+
+def _made_again(
+    kind: type[LedgerError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> LedgerError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class ConfigurationError(LedgerError):
@@ -112,6 +126,27 @@ class ReplacedTopic(LostRecords):
             partition,
             f"the topic was created anew: the records before offset {next_offset} that the "
             "published tables were made of are gone",
+        )
+
+
+class UnreadableRecords(LedgerError):  # noqa: N818 - reads better where it is raised
+    """The broker has records that are damaged: their bytes are not those that were acknowledged.
+
+    Attributes:
+        offset: the first of them; no record at or after it was read.
+        what_happened: in a sentence, without what to do.
+    """
+
+    def __init__(self, topic: str, partition: int, offset: int, detail: str) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        self.what_happened = (
+            f"{topic}:{partition}: the records from offset {offset} on cannot be read ({detail})."
+        )
+        super().__init__(
+            f"{self.what_happened} Bring the topic back from a copy or, where it is replicated, "
+            "let the broker fetch the partition again from a replica that is whole."
         )
 
 

@@ -31,7 +31,7 @@ from confluent_kafka.admin import (
 )
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_fixed
 
-from ledger.errors import MissingRecords, TopicError, UnreachableError
+from ledger.errors import MissingRecords, TopicError, UnreachableError, UnreadableRecords
 from ledger.events import INPUT_TOPICS
 from ledger.projections.partition import Origin
 from ledger.settings import DEFAULT_PARTITIONS, Settings
@@ -120,6 +120,16 @@ _AWAY: Final = _PASSING | {
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError.REQUEST_TIMED_OUT,
 }
+# What librdkafka says of a batch that is damaged. It goes on behind some of them by itself.
+_DAMAGED: Final = frozenset(
+    {
+        KafkaError._BAD_MSG,  # it fails its check sum, or cannot be parsed
+        KafkaError._BAD_COMPRESSION,
+        KafkaError._NOT_IMPLEMENTED,  # of a form that nobody writes
+        KafkaError._UNDERFLOW,
+        KafkaError.INVALID_MSG,  # so says the broker
+    }
+)
 
 
 class Cluster:
@@ -255,11 +265,12 @@ class Cluster:
             DEFAULT_PARTITIONS,
         )
         forever = {"cleanup.policy": "delete", "retention.ms": "-1", "retention.bytes": "-1"}
+        large = {"max.message.bytes": str(LARGEST_RECORD_BYTES)}
         configs = {
             **dict.fromkeys(INPUT_TOPICS, (partitions, forever)),
-            BALANCES: (partitions, {"cleanup.policy": "compact"}),
-            # A dead letter is larger than the record it was.
-            DEAD_LETTERS: (1, {**forever, "max.message.bytes": str(LARGEST_RECORD_BYTES)}),
+            # A system account's row has all assets; a dead letter is larger than its record was.
+            BALANCES: (partitions, {"cleanup.policy": "compact", **large}),
+            DEAD_LETTERS: (1, {**forever, **large}),
         }
         safe = {"min.insync.replicas": "2"} if self.settings.replication >= 3 else {}
         new = [
@@ -405,6 +416,7 @@ class Cluster:
 
         Raises:
             MissingRecords: the first offset is not there any more, or not there yet.
+            UnreadableRecords: records are damaged; those before them were yielded.
             UnreachableError: nothing arrived for half a minute.
         """
         open_spans = {slot: span for slot, span in spans.items() if span[0] < span[1]}
@@ -423,6 +435,7 @@ class Cluster:
                 "enable.auto.offset.store": False,
                 "auto.offset.reset": "error",
                 "isolation.level": "read_committed",
+                "check.crcs": True,  # brokers serve what is on their disk, damaged or not
                 "enable.partition.eof": True,
                 # The default of a second parks a partition of a fast reader each time.
                 "fetch.queue.backoff.ms": 5,
@@ -460,13 +473,20 @@ class Cluster:
             last_news = time.monotonic()
             batches: dict[Slot, list[KafkaRecord]] = {}
             reached: dict[Slot, int] = {}
+            unreadable: dict[Slot, UnreadableRecords] = {}
             for message in messages:
                 slot = (names[str(message.topic())], int(message.partition() or 0))
+                if slot in unreadable:
+                    continue
                 error = message.error()
                 offset = int(message.offset() or 0)
                 if error is not None:
                     if error.code() == KafkaError._PARTITION_EOF:
                         reached[slot] = offset
+                        continue
+                    if error.code() in _DAMAGED:
+                        reached[slot] = offset
+                        unreadable[slot] = UnreadableRecords(*slot, offset, error.str())
                         continue
                     if error.code() == KafkaError._AUTO_OFFSET_RESET and slot in positions:
                         raise MissingRecords(
@@ -494,3 +514,6 @@ class Cluster:
                     consumer.incremental_unassign(
                         [TopicPartition(self.settings.topic(slot[0]), slot[1])]
                     )
+            for slot, damage in unreadable.items():
+                if slot in positions:  # else it lies behind the span
+                    raise damage

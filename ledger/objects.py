@@ -42,6 +42,10 @@ class StorageError(StateError):
     """A directory or bucket, or a file in it, cannot be used; it says which and why."""
 
 
+class NotThereError(StorageError):
+    """A file does not exist, or no longer."""
+
+
 @dataclass(frozen=True)
 class Listed:
     """A file's name, and a text that is another one when the file has been replaced."""
@@ -139,6 +143,8 @@ class Directory:
         """Return a file to read and seek in."""
         try:
             file = (self._directory / name).open("rb")
+        except FileNotFoundError as error:
+            raise NotThereError(f"{self.address(name)} cannot be read: {error}.") from error
         except OSError as error:
             raise StorageError(f"{self.address(name)} cannot be read: {error}.") from error
         with file:
@@ -237,7 +243,7 @@ class Bucket:
 
     def delete(self, name: str) -> None:
         """Remove a file, if it is there."""
-        with contextlib.suppress(_NotThereError):
+        with contextlib.suppress(NotThereError):
             self._ask(self.address(name), "removed", lambda: obstore.delete(self._store, name))
 
     def rename(self, name: str, new: str) -> None:
@@ -251,16 +257,12 @@ class Bucket:
         try:
             return question()
         except FileNotFoundError as error:
-            raise _NotThereError(f"{what} cannot be {done}: it is not there.") from error
+            raise NotThereError(f"{what} cannot be {done}: it is not there.") from error
         except (BaseError, OSError, ValueError) as error:
             raise StorageError(
                 f"{what} cannot be {done}: {_reason(error)}. Check the bucket, and the "
                 "credentials, region and endpoint in the environment."
             ) from error
-
-
-class _NotThereError(StorageError):
-    """An object does not exist, or no longer."""
 
 
 class _Fetched(io.RawIOBase):

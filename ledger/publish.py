@@ -24,7 +24,7 @@ from ledger.codec import DECODERS, encode
 from ledger.errors import InputError, InvalidRecord, LedgerError
 from ledger.events import INPUT_TOPICS
 from ledger.intake import parse
-from ledger.kafka import Cluster, Slot, client_config
+from ledger.kafka import LARGEST_RECORD_BYTES, Cluster, Slot, client_config
 from ledger.published import MarkReader
 
 STDIN: Final = "-"
@@ -243,14 +243,21 @@ class Sender:
     Attributes:
         sent: how many records of each input topic were acknowledged.
         offsets: for each topic partition the offset after the last of them.
+        failed: where each record came from that was not taken, and why.
     """
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, *, past_failures: bool = False) -> None:
+        """Prepare to send.
+
+        Args:
+            cluster: where the topics are.
+            past_failures: go on past records that are not taken; otherwise the first one is raised.
+        """
         self.sent: dict[str, int] = dict.fromkeys(INPUT_TOPICS, 0)
         self.offsets: dict[Slot, int] = {}
         self._settings = cluster.settings
-        self._failure: DeliveryError | None = None
-        self._first_failure: tuple[str, str] | None = None
+        self.failed: list[tuple[str, str]] = []
+        self._past_failures = past_failures
         self._producer = Producer(
             {
                 **client_config(cluster.bootstrap),
@@ -258,7 +265,10 @@ class Sender:
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 10,
+                # A batch is refused as a whole.
+                **({"batch.num.messages": 1} if past_failures else {}),
                 "compression.type": "lz4",
+                "message.max.bytes": LARGEST_RECORD_BYTES,
                 "delivery.timeout.ms": int(_DELIVERY_TIMEOUT_S * 1000),
                 "error_cb": lambda _: None,  # deliveries tell; without one it is printed
             }
@@ -282,7 +292,7 @@ class Sender:
             headers: of the record.
 
         Raises:
-            DeliveryError: this record, or one before it, was not taken.
+            DeliveryError: this record, or one before it, was not taken, unless past failures.
         """
         delivered = partial(self._delivered, topic, where)
         more: dict[str, Any] = {} if headers is None else {"headers": headers}
@@ -299,7 +309,8 @@ class Sender:
             except BufferError:
                 self._producer.poll(_FLUSH_STEP_S)
             except KafkaException as error:
-                raise self._error(where, error.args[0].str()) from error
+                self.failed.append((where, error.args[0].str()))
+                break
             self._raise_failure()
         self._producer.poll(0)
         self._raise_failure()
@@ -308,7 +319,7 @@ class Sender:
         """Wait until every record is acknowledged.
 
         Raises:
-            DeliveryError: one was not.
+            DeliveryError: one was not, unless past failures.
         """
         while self._producer.flush(_FLUSH_STEP_S):
             self._raise_failure()
@@ -318,19 +329,15 @@ class Sender:
         self, topic: str, where: str, error: KafkaError | None, message: Message
     ) -> None:
         if error is not None:
-            if self._first_failure is None:
-                self._first_failure = (where, error.str())
+            self.failed.append((where, error.str()))
             return
         self.sent[topic] += 1
         slot = (topic, int(message.partition() or 0))
         self.offsets[slot] = max(self.offsets.get(slot, 0), int(message.offset() or 0) + 1)
 
     def _raise_failure(self) -> None:
-        if self._first_failure is not None:
-            raise self._error(*self._first_failure)
-
-    def _error(self, where: str, detail: str) -> DeliveryError:
-        return DeliveryError(where, detail, sum(self.sent.values()))
+        if self.failed and not self._past_failures:
+            raise DeliveryError(*self.failed[0], sum(self.sent.values()))
 
     def __enter__(self) -> Self:
         return self

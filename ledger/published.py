@@ -106,6 +106,8 @@ def read_published(
 ) -> dict[int, PublishedPartition]:
     """Return the published tables; a partition that nobody published yet is empty.
 
+    Accounts that were removed are not in them.
+
     Raises:
         TopicError: a record is not what a worker writes.
     """
@@ -126,7 +128,9 @@ def read_published(
                     if record.value is None
                     else decode_mark(record.value, batch.partition, record.offset)
                 )
-            elif record.value is not None:
+            elif record.value is None:
+                found.accounts.pop((record.key or b"").decode(errors="replace"), None)
+            else:
                 try:
                     row = _decode_row(record.value)
                 except msgspec.DecodeError as error:
@@ -167,8 +171,9 @@ def tails(cluster: Cluster, partitions: Iterable[int]) -> dict[int, Tail]:
                     mark = record.value and decode_mark(record.value, number, record.offset)
                     found[number] = Tail(mark or None)
                     decided.add((BALANCES, number))
-                elif record.key == LETTERS_ACCOUNT.encode() and record.value is not None:
-                    found[number].letters = _decode_row(record.value).watermark
+                elif record.key == LETTERS_ACCOUNT.encode():
+                    row = record.value and _decode_row(record.value)
+                    found[number].letters = row.watermark if row else None
         left = [slot for slot in left if slot not in decided]
         depth *= 64
     return found

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, Protocol
 
 from ledger.continuity import Claim, require_continuous
-from ledger.errors import StateError
+from ledger.errors import InputError, StateError
 from ledger.events import INPUT_TOPICS
-from ledger.kafka import Cluster, Slot
+from ledger.kafka import Cluster, KafkaRecord, Slot
+from ledger.objects import StorageError
 from ledger.partitioner import partition_of
 from ledger.positions import Watermarks as Watermarks
 from ledger.positions import clamped, moment_ms
-from ledger.projections.partition import Observer, Origin, Partition, Watermark
+from ledger.projections.entries import META_KEY
+from ledger.projections.partition import Origin, Partition, Watermark
 from ledger.snapshots import SnapshotFile, Snapshots
-from ledger.store import MemoryStore
+from ledger.store import MemoryStore, PastStore, Store, note_replaced
 
 Base = Literal["snapshot", "genesis", "empty"]
 
@@ -26,14 +28,63 @@ _FREEZE_AFTER_RECORDS: Final = 100_000
 """Bounds how much of a partition stays decoded in memory."""
 
 
+Entries = Iterable[tuple[bytes, bytes]]
+
+Rewrite = Callable[[str, int, list[KafkaRecord]], list[KafkaRecord]]
+"""Of records of a topic's partition, what is folded instead: some may be left out."""
+
+
+class Stores(Protocol):
+    """Where the states that are rebuilt are kept."""
+
+    def store(self, number: int) -> Store:
+        """Return a partition's store, with whatever an earlier run left in it."""
+        ...
+
+    def restored(self, number: int, entries: Entries) -> Store:
+        """Return a partition's store with the entries of a snapshot; if they fail, it is empty."""
+        ...
+
+    def replaced(self, number: int) -> Store:
+        """Return the store for what a partition's entries were at the start (see `PastStore`)."""
+        ...
+
+
+class Memory:
+    """Keeps states as long as the process lives."""
+
+    def store(self, number: int) -> Store:
+        """Return an empty store."""
+        return MemoryStore()
+
+    def restored(self, number: int, entries: Entries) -> Store:
+        """Return a store with the entries."""
+        return MemoryStore(dict(entries))
+
+    def replaced(self, number: int) -> Store:
+        """Return an empty store."""
+        return MemoryStore()
+
+
 @dataclass
 class Rebuilt:
-    """Partitions' states, and how they were come by."""
+    """Partitions' states, and how they were come by.
+
+    Attributes:
+        partitions: the states at the end.
+        bases: the snapshots that they began with.
+        continued: the partitions whose state an earlier run had begun.
+        stores: where the states at the end are.
+        replaced: what changed since the start, where that was asked for and anything was there.
+        records_read: by this run.
+    """
 
     partitions: dict[int, Partition] = field(default_factory=dict)
     bases: dict[int, SnapshotFile | None] = field(default_factory=dict)
+    continued: set[int] = field(default_factory=set)
+    stores: dict[int, Store] = field(default_factory=dict)
+    replaced: dict[int, Store] = field(default_factory=dict)
     records_read: dict[Slot, int] = field(default_factory=dict)
-    records_replayed: dict[Slot, int] = field(default_factory=dict)  # of those, from the start on
 
 
 class Rebuilder:
@@ -46,21 +97,28 @@ class Rebuilder:
         *,
         warn: Callable[[str], None],
         progress: Callable[[int], None] | None = None,
+        stores: Stores | None = None,
+        rewrite: Rewrite | None = None,
     ) -> None:
         """Prepare a rebuild.
 
         Args:
             cluster: where the topics are.
             origin: what they are (from `cluster.origin()`).
-            warn: told of a snapshot that cannot be used.
+            warn: told of a snapshot that cannot be used, or that none can be listed.
             progress: told how many offsets were read.
+            stores: where the states are kept; by default in memory.
+            rewrite: from the start of a rebuild on, the fold is given what this makes of records.
         """
         self._cluster = cluster
+        self._stores = Memory() if stores is None else stores
+        self._rewrite = rewrite
         self._origin = origin
         self._warn = warn
         self._progress = progress
         settings = cluster.settings
         self._snapshots = Snapshots(settings.snapshot_dir, settings.topic_prefix)
+        self._unlisted: StorageError | None = None  # why there are no snapshots to begin with
 
     def slots(self, partitions: Iterable[int] | None = None) -> list[Slot]:
         """Return the input topics' partitions, or those with the given numbers."""
@@ -96,7 +154,7 @@ class Rebuilder:
         base: Base = "snapshot",
         *,
         at_start: Callable[[Partition], None] | None = None,
-        observe: Callable[[int], Observer] | None = None,
+        remember: bool = False,
     ) -> Rebuilt:
         """Return the state at `end`.
 
@@ -105,8 +163,9 @@ class Rebuilder:
             end: for each partition the watermark to stop at; never before `start`.
             base: the state before `start`: from the newest good snapshot at or below it and the
                 records between, from all records, or none as if the log began there.
-            at_start: given each partition when it has reached `start`.
-            observe: of a partition, what is told of each record from `start` on.
+            at_start: given each partition when it has reached `start`; not in a run that continues
+                an earlier one from beyond it.
+            remember: note what changed since `start`, so that the state there can be seen, too.
 
         Raises:
             MissingRecords: records that are needed, or that a snapshot was made of, are gone.
@@ -114,19 +173,22 @@ class Rebuilder:
         """
         rebuilt = Rebuilt()
         for number in sorted(end):
-            partition, used = self._base(number, start[number], base)
-            rebuilt.partitions[number] = partition
-            rebuilt.bases[number] = used
+            self._begin(rebuilt, number, start[number], base)
+            _require_not_beyond(rebuilt.partitions[number], end[number])
+        if self._unlisted is not None:
+            self._warn(f"{self._unlisted} Every record is read instead.")
         self._require_bases_continuous(rebuilt)
         self._advance(rebuilt, start, None)
         if at_start is not None:
             for partition in rebuilt.partitions.values():
                 at_start(partition)
-        before = dict(rebuilt.records_read)
-        self._advance(rebuilt, end, observe)
-        rebuilt.records_replayed = {
-            slot: number - before.get(slot, 0) for slot, number in rebuilt.records_read.items()
-        }
+        if remember and base != "empty":
+            rebuilt.replaced = {
+                number: self._stores.replaced(number)
+                for number in rebuilt.partitions
+                if any(start[number].values())
+            }
+        self._advance(rebuilt, end, self._rewrite)
         return rebuilt
 
     def at(self, end: Mapping[int, Watermark]) -> Rebuilt:
@@ -141,63 +203,101 @@ class Rebuilder:
             if base == "empty":
                 begin = start[number]
             elif base == "snapshot":
-                newest = self._snapshots.at_or_below(number, start[number])
+                newest = self._at_or_below(number, start[number])
                 begin = newest[0].watermark if newest else begin
             total += sum(limit[topic] - begin[topic] for topic in INPUT_TOPICS)
         return total
 
-    def _base(
-        self, number: int, start: Watermark, base: Base
-    ) -> tuple[Partition, SnapshotFile | None]:
-        if base == "empty":
-            empty = Partition(number, MemoryStore(), partition_of, self._origin, start=start)
-            return empty, None
-        if base == "snapshot":
-            for file in self._snapshots.at_or_below(number, start):
+    def _begin(self, rebuilt: Rebuilt, number: int, start: Watermark, base: Base) -> None:
+        store = self._stores.store(number)
+        used: SnapshotFile | None = None
+        if store.get(META_KEY) is not None:
+            rebuilt.continued.add(number)
+        elif base == "snapshot":
+            for file in self._at_or_below(number, start):
                 try:
-                    _, store = self._snapshots.read(file, self._origin)
-                    return Partition(number, store, partition_of, self._origin), file
+                    with self._snapshots.open(file, self._origin) as (_, entries):
+                        store = self._stores.restored(number, entries)
+                    used = file
+                    break
                 except StateError as error:
                     self._warn(str(error))
-        return Partition(number, MemoryStore(), partition_of, self._origin), None
+        rebuilt.stores[number] = store
+        rebuilt.bases[number] = used
+        rebuilt.partitions[number] = Partition(
+            number, store, partition_of, self._origin, start=start if base == "empty" else None
+        )
+
+    def _at_or_below(self, number: int, start: Watermark) -> list[SnapshotFile]:
+        """Return the snapshots to begin with: none where they cannot be listed; asked once."""
+        if self._unlisted is None:
+            try:
+                return self._snapshots.at_or_below(number, start)
+            except StorageError as error:
+                self._unlisted = error
+        return []
 
     def _require_bases_continuous(self, rebuilt: Rebuilt) -> None:
-        claims = [
-            Claim(f"snapshot {used.path}", number, partition.watermark, partition.tips)
-            for number, partition in rebuilt.partitions.items()
-            if (used := rebuilt.bases[number]) is not None
-        ]
+        claims = []
+        for number, partition in rebuilt.partitions.items():
+            used = rebuilt.bases[number]
+            if used is not None or number in rebuilt.continued:
+                what = "the state to go on from" if used is None else f"snapshot {used.path}"
+                claims.append(Claim(what, number, partition.watermark, partition.tips))
         if claims:
             require_continuous(self._cluster, claims)
 
     def _advance(
-        self,
-        rebuilt: Rebuilt,
-        target: Mapping[int, Watermark],
-        observe: Callable[[int], Observer] | None,
+        self, rebuilt: Rebuilt, target: Mapping[int, Watermark], rewrite: Rewrite | None
     ) -> None:
         spans = {
             (topic, number): (partition.watermark[topic], target[number][topic])
             for number, partition in rebuilt.partitions.items()
             for topic in INPUT_TOPICS
         }
-        observers = {} if observe is None else {n: observe(n) for n in rebuilt.partitions}
         unfrozen = dict.fromkeys(rebuilt.partitions, 0)
         for batch in self._cluster.read(spans, self._progress):
-            partition = rebuilt.partitions[batch.partition]
-            partition.apply(
-                batch.topic, batch.records, batch.next_offset, observers.get(batch.partition)
-            )
-            slot = (batch.topic, batch.partition)
+            number = batch.partition
+            records = batch.records
+            if rewrite is not None:
+                records = rewrite(batch.topic, number, records)
+            rebuilt.partitions[number].apply(batch.topic, records, batch.next_offset)
+            slot = (batch.topic, number)
             rebuilt.records_read[slot] = rebuilt.records_read.get(slot, 0) + len(batch.records)
-            unfrozen[batch.partition] += len(batch.records)
-            if unfrozen[batch.partition] >= _FREEZE_AFTER_RECORDS:
-                partition.freeze()
-                partition.settle()
-                unfrozen[batch.partition] = 0
-        for partition in rebuilt.partitions.values():
-            partition.freeze()
-            partition.settle()
+            unfrozen[number] += len(batch.records)
+            if unfrozen[number] >= _FREEZE_AFTER_RECORDS:
+                _settle(rebuilt, number)
+                unfrozen[number] = 0
+        for number in rebuilt.partitions:
+            _settle(rebuilt, number)
+
+
+def _require_not_beyond(partition: Partition, end: Watermark) -> None:
+    for topic, offset in partition.watermark.items():
+        if offset > end[topic]:
+            raise InputError(
+                f"{topic}:{partition.number}: the state to go on from is at offset {offset} "
+                f"already, beyond the end that was asked for, {end[topic]}. Begin anew, with "
+                "another directory."
+            )
+
+
+def _settle(rebuilt: Rebuilt, number: int) -> None:
+    partition = rebuilt.partitions[number]
+    changes = partition.freeze().changes
+    if number in rebuilt.replaced:
+        note_replaced(rebuilt.stores[number], changes, rebuilt.replaced[number])
+    partition.settle()
+
+
+def past(rebuilt: Rebuilt, number: int, start: Watermark, base: Base) -> Partition:
+    """Return a partition's state at the start of a rebuild that was asked to remember it."""
+    end = rebuilt.partitions[number]
+    if number in rebuilt.replaced:
+        store: Store = PastStore(rebuilt.stores[number], rebuilt.replaced[number])
+        return Partition(number, store, partition_of, end.origin)
+    began = start if base == "empty" else None
+    return Partition(number, MemoryStore(), partition_of, end.origin, start=began)
 
 
 def watermarks(offsets: Mapping[Slot, int]) -> Watermarks:

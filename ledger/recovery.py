@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,14 @@ from typing import Any, Final, Literal
 
 from ledger.agents.publisher import Outgoing, Publisher
 from ledger.continuity import Claim, claim_of, require_continuous
-from ledger.errors import LostRecords, MissingRecords, StateError, StateInUse
-from ledger.events import INPUT_TOPICS
+from ledger.errors import DamagedState, LostRecords, MissingRecords, StateInUse
+from ledger.events import INPUT_TOPICS, RULES_VERSION
 from ledger.kafka import BALANCES, Cluster
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import Header, Origin, Watermark, dominates, read_header
-from ledger.published import LETTERS_ACCOUNT, MARK_KEY, newest_marks
+from ledger.published import LETTERS_ACCOUNT, MARK_KEY, newest_marks, tails
 from ledger.rocks import RocksStore
-from ledger.snapshots import Snapshots
+from ledger.snapshots import SnapshotError, Snapshots
 
 Kind = Literal["state", "snapshot", "tables"]
 
@@ -79,11 +79,28 @@ class Recovery:
             StateInUse: a worker runs.
             MissingRecords: a partition could not be rebuilt, because the topics no longer have its
                 first records and no state or snapshot that matches goes on where they begin.
+            StateError: a state or snapshot cannot be read now, so nobody knows what it contradicts.
         """
         self._require_no_worker()
         found = [*self._tables(), *self._kept_snapshots(), *self._states()]
         self._require_bases()
         return found
+
+    def discard(self, found: Sequence[Contradiction]) -> None:
+        """Discard what `contradictions` found.
+
+        Raises:
+            StateInUse: a worker runs by now; nothing was discarded.
+            StateError: something cannot be put out of the way; those after it are still there.
+        """
+        self._require_no_worker()
+        if BALANCES in self._cluster.topics([BALANCES]):
+            # Of the records that are no more, dead letters may have been sent beyond the mark.
+            for number, tail in tails(self._cluster, {one.partition for one in found}).items():
+                if tail.letters is not None:
+                    _remove_row(self._cluster, number, LETTERS_ACCOUNT.encode())
+        for one in found:
+            one.discard()
 
     def _require_no_worker(self) -> None:
         group = self._cluster.settings.topic("ledger")
@@ -106,7 +123,7 @@ class Recovery:
                     number,
                     f"{BALANCES}:{number}",
                     lost.what_happened,
-                    partial(_remove_mark, self._cluster, number),
+                    partial(_remove_row, self._cluster, number, MARK_KEY),
                 )
 
     def _kept_snapshots(self) -> Iterator[Contradiction]:
@@ -114,7 +131,7 @@ class Recovery:
             for file in self._snapshots.of_partition(number):
                 try:
                     header, _ = self._snapshots.read(file, self._origin)
-                except StateError:
+                except SnapshotError:
                     continue  # damaged, or of other topics: whoever comes to it passes it over
                 lost = self._lost(
                     Claim(f"snapshot {file.path}", number, header.watermark, header.tips)
@@ -126,7 +143,7 @@ class Recovery:
     def _states(self) -> Iterator[Contradiction]:
         settings = self._cluster.settings
         for path, header in stored_headers(settings.state_dir / settings.topic("worker")):
-            if header.origin != self._origin:
+            if header.origin != self._origin or header.rules_version != RULES_VERSION:
                 continue  # a worker that opens it rebuilds it
             what = f"the state in {path}"
             lost = self._lost(Claim(what, header.partition, header.watermark, header.tips))
@@ -160,6 +177,7 @@ def stored_headers(places: Path) -> Iterator[tuple[Path, Header]]:
 
     Raises:
         StateInUse: a worker has one open.
+        StateError: one cannot be read now.
     """
     for path in sorted(places.glob("*/p*")):
         if not path.name[1:].isdigit():
@@ -172,15 +190,15 @@ def stored_headers(places: Path) -> Iterator[tuple[Path, Header]]:
                 store.close()
             if stored is not None:
                 yield path, read_header(stored)
-        except StateError:
+        except DamagedState:
             continue  # a worker that opens it rebuilds it
 
 
-def _remove_mark(cluster: Cluster, number: int) -> None:
-    """Make the tables of a partition ones that nobody vouches for; a worker publishes them anew."""
+def _remove_row(cluster: Cluster, number: int, key: bytes) -> None:
+    """Remove a row of a partition's tables.
+
+    Nobody vouches for tables without their mark; a worker publishes them anew.
+    """
     publisher = Publisher.of_partition(cluster, number)
     publisher.acquire()
-    topic = cluster.settings.topic(BALANCES)
-    publisher.publish(
-        Outgoing(topic, number, key, None) for key in (MARK_KEY, LETTERS_ACCOUNT.encode())
-    )
+    publisher.publish([Outgoing(cluster.settings.topic(BALANCES), number, key, None)])

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 _MARKER = "DAMAGED"
 _SIGNS_OF_DAMAGE = ("Corruption", "No such file", "checksum")
+_SIGNS_OF_USE = ("lock hold by current process", "/LOCK: Resource temporarily unavailable")
 _REBUILT = "It has to be rebuilt from a snapshot or the topics."
 
 _CACHE_BYTES = 16 << 20
@@ -57,7 +58,7 @@ class RocksStore:
             directory.mkdir(parents=True, exist_ok=True)
             self._db: Any = rocksdict.Rdict(str(directory), _options())
         except Exception as error:  # rocksdict raises plain exceptions of its own making
-            if "/LOCK: " in str(error):
+            if any(sign in str(error) for sign in _SIGNS_OF_USE):
                 raise StateInUse(
                     f"The state in {directory} is in use ({error}). Wait for that process to end."
                 ) from error

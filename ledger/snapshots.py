@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ import pyarrow.parquet as pq
 from ledger import digests
 from ledger.errors import StateError
 from ledger.events import INPUT_TOPICS, RULES_VERSION
-from ledger.objects import Listed, StorageError, objects_at
+from ledger.objects import Listed, NotThereError, StorageError, objects_at
 from ledger.partitioner import partition_of
 from ledger.projections.entries import META_KEY, split_key
 from ledger.projections.partition import (
@@ -69,6 +70,10 @@ class SnapshotError(StorageError):
     """A snapshot is damaged, gone, or of another cluster, topic or rules version."""
 
 
+class ForeignSnapshot(SnapshotError):  # noqa: N818 - reads better where it is raised
+    """A snapshot is whole, but of another cluster, topic or rules version."""
+
+
 @dataclass(frozen=True)
 class SnapshotFile:
     """A snapshot that exists: its partition, watermark, file name, and path or URL."""
@@ -99,6 +104,7 @@ class Snapshots:
             place = place / below if isinstance(place, Path) else f"{place.rstrip('/')}/{below}"
         self._objects = objects_at(place)
         self._headers: dict[Listed, Header | None] = {}  # of those that are there, None if damaged
+        self._refused: set[str] = set()  # names of those that `open` could not use
 
     def _file(self, name: str) -> SnapshotFile | None:
         match = _NAME.fullmatch(name)
@@ -158,6 +164,7 @@ class Snapshots:
         ):
             for rows in _chunks(entries):
                 writer.write_table(pa.table(_columns(rows), schema=schema))
+        self._refused.discard(file.name)
         return file
 
     @contextlib.contextmanager
@@ -169,43 +176,54 @@ class Snapshots:
         how many there are.
 
         Raises:
+            ForeignSnapshot: it is of other topics or rules.
             SnapshotError: it cannot be used; the entries raise it too, at their end or before.
+            StorageError: it cannot be read now, whatever it holds; the entries raise it, too.
             TopicError: the topics have another number of partitions than when it was made.
         """
-        with contextlib.ExitStack() as stack:
-            with _refusing(file):
-                source = stack.enter_context(self._objects.reading(file.name))
-                parquet = stack.enter_context(
-                    pq.ParquetFile(source, page_checksum_verification=True)
-                )
-                header = _checked_header(parquet.schema_arrow)
-            if not _same_source(header, origin):
-                raise SnapshotError(
-                    f"Snapshot {file.path} is of other topics or rules than the ones in use."
-                )
-            require_same_partitions(header.origin.partitions, origin.partitions)
-            if header.partition != file.partition or header.watermark != file.watermark:
-                raise SnapshotError(f"Snapshot {file.path} does not hold what its name says.")
-            yield header, _checked_entries(parquet, header, file)
+        try:
+            with contextlib.ExitStack() as stack:
+                with _refusing(file):
+                    source = stack.enter_context(self._objects.reading(file.name))
+                    parquet = stack.enter_context(
+                        pq.ParquetFile(source, page_checksum_verification=True)
+                    )
+                    header = _checked_header(parquet.schema_arrow)
+                if not _same_source(header, origin):
+                    raise ForeignSnapshot(
+                        f"Snapshot {file.path} is of other topics or rules than the ones in use."
+                    )
+                require_same_partitions(header.origin.partitions, origin.partitions)
+                if header.partition != file.partition or header.watermark != file.watermark:
+                    raise SnapshotError(f"Snapshot {file.path} does not hold what its name says.")
+                yield header, _checked_entries(parquet, header, file)
+        except SnapshotError:
+            self._refused.add(file.name)  # `write` puts a good one in its place
+            raise
 
     def read(self, file: SnapshotFile, origin: Origin) -> tuple[Header, MemoryStore]:
         """Return the state in a snapshot, checked against its digest.
 
         Raises:
             SnapshotError: it cannot be used.
+            StorageError: it cannot be read now, whatever it holds.
             TopicError: the topics have another number of partitions than when it was made.
         """
         with self.open(file, origin) as (header, entries):
             return header, MemoryStore(dict(entries))
 
     def _is_of(self, file: SnapshotFile, listed: Listed, origin: Origin) -> bool:
-        """Return whether a snapshot's header is whole and is of these topics and rules."""
+        """Return whether a snapshot is of these topics and rules, and not known to be damaged."""
+        if file.name in self._refused:
+            return False
         if listed not in self._headers:
             try:
                 with _refusing(file), self._objects.reading(file.name) as source:
                     self._headers[listed] = _checked_header(pq.read_schema(source))
             except SnapshotError:
                 self._headers[listed] = None
+            except StorageError:
+                return False  # perhaps only now
         header = self._headers[listed]
         return header is not None and _same_source(header, origin)
 
@@ -230,12 +248,14 @@ class Snapshots:
         self._objects.delete_abandoned(f"p{partition:05d}-")
 
     def set_aside(self, file: SnapshotFile) -> None:
-        """Keep a snapshot, as evidence, under a name that nobody starts from.
+        """Keep a snapshot, as evidence, under a new name that nobody starts from.
 
         Raises:
             StorageError: it cannot be renamed.
         """
-        self._objects.rename(file.name, f"set-aside-{file.name}")
+        there = {listed.name for listed in self._objects.names()}
+        names = (f"set-aside-{number}-{file.name}" for number in itertools.count(1))
+        self._objects.rename(file.name, next(name for name in names if name not in there))
 
 
 def superfluous(files: Sequence[SnapshotFile], kept: int) -> list[SnapshotFile]:
@@ -316,14 +336,28 @@ def _checked_entries(parquet: Any, header: Header, file: SnapshotFile) -> Entrie
 
 @contextlib.contextmanager
 def _refusing(file: SnapshotFile) -> Iterator[None]:
-    """Say of any trouble with a file's bytes that it cannot be read."""
+    """Say of any trouble with a file's bytes that it cannot be read.
+
+    Raises:
+        SnapshotError: it is damaged, or gone.
+        StorageError: its bytes could not be had; they may be as they should.
+    """
     try:
         yield
-    except SnapshotError:
+    except NotThereError as error:
+        raise SnapshotError(_unreadable(file, error)) from error
+    except StorageError:
         raise
     except (StateError, OSError, pa.ArrowException, ValueError, OverflowError) as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        raise SnapshotError(f"Snapshot {file.path} cannot be read: {said}.") from error
+        # Arrow's own errors about what a file holds are OSErrors, too, but have no number.
+        of_place = isinstance(error, OSError) and error.errno is not None
+        kind = StorageError if of_place else SnapshotError
+        raise kind(_unreadable(file, error)) from error
+
+
+def _unreadable(file: SnapshotFile, error: Exception) -> str:
+    said = " ".join(str(error).split()).rstrip(".")
+    return f"Snapshot {file.path} cannot be read: {said}."
 
 
 def _same_source(header: Header, origin: Origin) -> bool:

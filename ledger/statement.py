@@ -92,11 +92,26 @@ def statement(partitions: Iterable[Partition], account: str) -> list[Entry]:
     entries: list[Entry] = []
     for partition in partitions:
         if is_system(account):
-            found = _partition_entries(partition)
+            found = entries_of(partition)
             entries += (entry for entry in found if _touches(entry, account))
         else:
             entries += _account_entries(partition, account)
     return sorted(entries, key=_position)
+
+
+def entries_of(partition: Partition) -> Iterator[Entry]:
+    """Yield every entry of a partition, one in memory at a time.
+
+    They come in the order in which state is stored: fills by account and order, each before its
+    reversal, then transfers by account and id. It is the same for equal states.
+
+    Args:
+        partition: frozen and settled.
+    """
+    yield from _fill_entries(partition, None)
+    for account, _ in partition.balances():
+        if not is_system(account):
+            yield from _transfer_entries(partition, account)
 
 
 def running(entries: Iterable[Entry], account: str) -> Iterator[tuple[Entry, Posting, Decimal]]:
@@ -123,13 +138,6 @@ def _position(entry: Entry) -> tuple[times.Instant, int, int, int, bool]:
 
 def _touches(entry: Entry, account: str) -> bool:
     return any(posting.account == account for posting in entry.postings)
-
-
-def _partition_entries(partition: Partition) -> Iterator[Entry]:
-    yield from _fill_entries(partition, None)
-    for account, _ in partition.balances():
-        if not is_system(account):
-            yield from _transfer_entries(partition, account)
 
 
 def _account_entries(partition: Partition, account: str) -> Iterator[Entry]:

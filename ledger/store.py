@@ -7,7 +7,9 @@ entries of an account lie together; see `ledger.projections.entries`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from heapq import merge
+from operator import itemgetter
 from typing import Protocol
 
 
@@ -60,3 +62,48 @@ class MemoryStore:
                 self._entries[key] = value
         if removed or len(self._entries) != before:
             self._sorted = None
+
+
+class PastStore:
+    """What a store held before it was changed, seen through the values that were replaced since.
+
+    It is read only, and right as long as every later change is noted in `replaced` first.
+    """
+
+    def __init__(self, store: Store, replaced: Store) -> None:
+        """See a store's past.
+
+        Args:
+            store: as it is now.
+            replaced: the value before of each key that changed; empty where there was none.
+        """
+        self._store = store
+        self._replaced = replaced
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return the value that a key had, or None."""
+        value = self._replaced.get(key)
+        return self._store.get(key) if value is None else value or None
+
+    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
+        """Yield the entries that there were whose key begins with `prefix`, in key order."""
+        last = None
+        # Of two entries with one key, `merge` yields that of the first iterator first.
+        for key, value in merge(
+            self._replaced.scan(prefix), self._store.scan(prefix), key=itemgetter(0)
+        ):
+            if key != last and value:
+                yield key, value
+            last = key
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Refuse: nobody changes the past."""
+        raise AssertionError(f"the past was to be changed: {list(changes)}")
+
+
+def note_replaced(store: Store, changed: Iterable[bytes], replaced: Store) -> None:
+    """Note in `replaced` what `store` holds of keys that are about to be changed, for `PastStore`.
+
+    What was noted before stays.
+    """
+    replaced.write({key: store.get(key) or b"" for key in changed if replaced.get(key) is None})

@@ -52,7 +52,13 @@ def epoch_ms(text: str) -> int:
     return seconds * 1000 + int(fraction[:3].ljust(3, "0"))
 
 
-def rfc3339(milliseconds: int) -> str:
-    """Return a Kafka time stamp (milliseconds since 1970) as RFC 3339 in UTC."""
-    moment = _EPOCH + timedelta(milliseconds=milliseconds)
+def rfc3339(milliseconds: int) -> str | None:
+    """Return a Kafka time stamp (milliseconds since 1970) as RFC 3339 in UTC.
+
+    None where its year does not have four digits: Kafka takes any number for a time.
+    """
+    try:
+        moment = _EPOCH + timedelta(milliseconds=milliseconds)
+    except OverflowError:
+        return None
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from aiokafka.record.util import calc_crc32c
 from pydantic import SecretStr
 
 from ledger.settings import Settings
@@ -17,6 +18,10 @@ from ledger.stack.state import StackDirectory
 
 _BATCH_HEAD = struct.Struct(">qi")
 """How a record batch begins: its first offset, and how many bytes follow."""
+
+_CRC_AT = 17
+_CHECKED_FROM = 21
+"""Where a batch has its CRC-32C, and from where on that is computed (Kafka's record format 2)."""
 
 
 class OwnBroker:
@@ -66,6 +71,45 @@ class OwnBroker:
         for index in log.parent.glob(f"{log.stem}.*index"):
             index.unlink()
 
+    def replace(
+        self, topic: str, partition: int, old: bytes, new: bytes, *, with_crc: bool
+    ) -> None:
+        """Change bytes of a partition of a stopped broker, in the one batch that has them.
+
+        Args:
+            topic: with its prefix.
+            partition: of it.
+            old: the bytes; the batch is not compressed.
+            new: as many others.
+            with_crc: whether the batch gets the check sum that belongs to it then.
+        """
+        assert len(old) == len(new)
+        log = self._segment(topic, partition)
+        data = bytearray(log.read_bytes())
+        ((start, end),) = [
+            (start, end) for _, start, end in _batches(data) if old in data[start:end]
+        ]
+        place = data.index(old, start)
+        data[place : place + len(old)] = new
+        if with_crc:
+            crc = calc_crc32c(bytes(data[start + _CHECKED_FROM : end]))
+            struct.pack_into(">I", data, start + _CRC_AT, crc)
+        log.write_bytes(data)
+
+    def remove(self, topic: str, partition: int, offset: int) -> None:
+        """Take the batch that begins at an offset out of a partition of a stopped broker."""
+        log = self._segment(topic, partition)
+        data = log.read_bytes()
+        ((start, end),) = [(start, end) for first, start, end in _batches(data) if first == offset]
+        log.write_bytes(data[:start] + data[end:])
+        for index in log.parent.glob(f"{log.stem}.*index"):
+            index.unlink()
+
+    def _segment(self, topic: str, partition: int) -> Path:
+        place = f"stack/**/{topic}-{partition}/{0:020d}.log"
+        (log,) = self._settings.state_dir.glob(place)
+        return log
+
     def settings(self, state_dir: Path, **changes: Any) -> Settings:
         """Return settings of a ledger on this broker."""
         given: dict[str, Any] = {
@@ -76,6 +120,16 @@ class OwnBroker:
             **changes,
         }
         return Settings(**given)
+
+
+def _batches(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
+    """Yield each batch's first offset, and where it begins and ends in a segment."""
+    start = 0
+    while start < len(data):
+        first, length = _BATCH_HEAD.unpack_from(data, start)
+        end = start + _BATCH_HEAD.size + length
+        yield first, start, end
+        start = end
 
 
 @contextmanager

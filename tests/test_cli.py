@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -17,14 +18,24 @@ from typing import Any
 import click
 import pytest
 import typer
+from confluent_kafka import Producer
 
 from ledger.cli import app, main
 from ledger.events import INPUT_TOPICS
-from ledger.kafka import BALANCES
+from ledger.kafka import BALANCES, DEAD_LETTERS
 from ledger.partitioner import partition_of
 from ledger.settings import Settings
-from tests.support import DATA, cluster_of, environment, raw_producer, worker
+from tests.support import (
+    DATA,
+    cluster_of,
+    environment,
+    eventually,
+    published_at_end,
+    raw_producer,
+    worker,
+)
 from tests.test_flags import busted, deposited, event, filled, placed
+from tests.test_trouble import configured
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
@@ -476,6 +487,79 @@ def test_dead_letters_are_listed_and_published_again(
 
 
 @pytest.mark.integration
+def test_dead_letters_that_cannot_be_sent_again_are_named_and_the_rest_is_sent(
+    call: Call, env: dict[str, str], settings: Settings, tmp_path: Path
+) -> None:
+    """Found by review: 17 MiB of zeros in a header, of which nothing is left when compressed."""
+    cluster_of(settings).ensure_topics()
+    producer = Producer(
+        {
+            "bootstrap.servers": settings.kafka,
+            "message.max.bytes": 32 << 20,
+            "compression.type": "lz4",
+        }
+    )
+    headers: Any = [("zeros", bytes(17 << 20))]
+    topic, number = settings.topic("fills"), partition_of(b"alice", 8)
+    values = [b"bad", b"x" * 2_000_000, b"small", os.urandom(50_000)]
+    for value in values:
+        producer.produce(
+            topic, value, b"alice", number, headers=headers if value == b"bad" else None
+        )
+        assert producer.flush(30) == 0  # each in a batch of its own
+    with worker(settings, tmp_path / "log"):
+        eventually(lambda: published_at_end(settings))
+    letters = call("dead-letters", "--json", env=env).json["dead_letters"]
+    assert [letter["source"] for letter in letters] == [f"fills:{number}:{n}" for n in range(4)]
+    assert [letter["dropped"] for letter in letters] == [["headers"], [], [], []]
+    assert letters[0]["value"] == "bad"
+    assert "headers of 178258" in letters[0]["detail"]
+
+    with configured(settings, "fills", "max.message.bytes", "20000", None):
+        again = call("redrive", "--yes", "--json", env=env)
+    assert again.code == 2
+    assert again.json["published"] == {"orders": 0, "fills": 2, "transfers": 0}
+    assert [one["source"] for one in again.json["failed"]] == [f"fills:{number}:3"]
+    assert again.json["incomplete"] == [f"fills:{number}:0"]
+    said = " ".join(again.err.split())
+    assert (
+        f"fills:{number}:0 is not published again: the headers of the record were too large" in said
+    )
+    assert f"fills:{number}:3 was not published again: " in said
+    assert call("redrive", f"fills:{number}:3", "--yes", env=env).code == 0
+    ends = cluster_of(settings).ends([("fills", number)])
+    found = [
+        record.value
+        for batch in cluster_of(settings).read({("fills", number): (4, ends["fills", number])})
+        for record in batch.records
+    ]
+    assert found == values[1:]
+
+
+@pytest.mark.integration
+def test_only_what_workers_wrote_is_published_again_and_no_topic_is_made_for_nothing(
+    call: Call, env: dict[str, str], settings: Settings
+) -> None:
+    assert call("redrive", "--yes", env=env).code == 0
+    cluster = cluster_of(settings)
+    assert cluster.topics([*INPUT_TOPICS, BALANCES, DEAD_LETTERS]) == {}
+
+    cluster.ensure_topics()
+    producer = raw_producer(settings)
+    ours: Any = [("key", b"alice"), ("source", b"fills:0:5"), ("reason", b"invalid")]
+    for headers in (None, ours, [*ours[1:], ("detail", b"")]):
+        producer.produce(settings.topic(DEAD_LETTERS), b"{}", b"fills:0:5", headers=headers)
+    assert producer.flush(30) == 0
+    listed = call("dead-letters", "--json", env=env).json
+    assert listed["reasons"] == {"unknown": 3}
+    assert "fills:0:5" in one_sentence(call("redrive", "fills:0:5", "--yes", env=env))
+    again = call("redrive", "--yes", "--json", env=env)
+    assert again.json == {
+        "published": dict.fromkeys(INPUT_TOPICS, 0), "failed": [], "incomplete": []
+    }  # fmt: skip
+
+
+@pytest.mark.integration
 def test_an_export_is_published_like_a_file(call: Call, env: dict[str, str]) -> None:
     export = DATA / "hyperliquid" / "fills.csv"
     result = call("import", "hyperliquid", export, "--publish", "--json", env=env)
@@ -502,6 +586,21 @@ def test_tables_that_cover_records_which_are_gone_stop_the_check(
     producer.produce(settings.topic(BALANCES), json.dumps(mark).encode(), b"@watermark", 2)
     assert producer.flush(30) == 0
     assert "fills:2: the topic ends at 0" in one_sentence(call("check", env=env))
+
+
+@pytest.mark.integration
+def test_snapshots_that_cannot_be_listed_are_missed_and_nothing_else(
+    call: Call, env: dict[str, str], tmp_path: Path
+) -> None:
+    assert call("publish", write(tmp_path / "s", *STORY), env=env).code == 0
+    (tmp_path / "file").write_text("")
+    away = {**env, "LEDGER_SNAPSHOTS": str(tmp_path / "file")}
+    for command in (["check"], ["orders", "alice"], ["statement", "alice"], ["balances", "--at=1"]):
+        result = call(*command, "--json", env=away)
+        assert result.code == 0
+        assert result.json == call(*command, "--json", env=env).json
+        said = " ".join(result.err.split())
+        assert said.count("cannot be used: ") == said.count("Every record is read instead.") == 1
 
 
 @pytest.mark.integration

@@ -175,3 +175,9 @@ def test_times_compare_exactly_at_any_precision_and_zone() -> None:
     assert instant("2026-01-01T00:00:00.10Z") == instant("2025-12-31T23:00:00.1-01:00")
     assert instant("0001-01-01T00:00:00Z") < instant("1969-12-31T23:59:59.9Z") < instant(early)
     assert rfc3339(epoch_ms("2026-01-01T00:00:00.1239Z")) == "2026-01-01T00:00:00.123Z"
+
+
+def test_a_time_stamp_that_is_no_time_has_no_text() -> None:
+    last = epoch_ms("9999-12-31T23:59:59.999Z")
+    assert rfc3339(last) == "9999-12-31T23:59:59.999Z"
+    assert [rfc3339(number) for number in (last + 1, 2**63 - 1, -(2**63))] == [None] * 3

@@ -15,13 +15,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 from ledger.agents import owned as module
 from ledger.agents.assignor import distribute
 from ledger.agents.owned import OwnedPartition, open_state, stored_progress
 from ledger.agents.publisher import FencedError, Outgoing
 from ledger.errors import ReplacedTopic, StateInUse, TopicError
-from ledger.projections.partition import Header, Origin
+from ledger.projections.partition import Header, Origin, Rejected
 from ledger.published import (
     LETTERS_ACCOUNT,
     MARK_KEY,
@@ -217,6 +218,53 @@ def test_dead_letters_sent_ahead_are_remembered_by_owners_that_are_ahead_elsewhe
     tail = topic.tail()
     assert tail.letters is None
     last.close()
+
+
+SMALL, LARGE = 100, 16 << 20
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dropped"),
+    [
+        ({"value": SMALL, "headers": SMALL, "key": SMALL}, []),
+        ({"value": LARGE - (2 << 20), "headers": SMALL, "key": SMALL}, []),
+        ({"value": LARGE, "headers": SMALL, "key": SMALL}, ["value"]),
+        ({"value": SMALL, "headers": LARGE, "key": SMALL}, ["headers"]),
+        ({"value": SMALL, "headers": SMALL, "key": LARGE}, ["key"]),
+        ({"value": LARGE, "headers": LARGE + 1, "key": SMALL}, ["headers", "value"]),
+        ({"value": LARGE // 2, "headers": LARGE // 2 - 1000, "key": LARGE // 4}, ["value"]),
+        (
+            {"value": LARGE, "headers": LARGE - 1000, "key": LARGE - 2000},
+            ["value", "headers", "key"],
+        ),
+    ],
+)
+def test_a_dead_letter_is_never_too_large_and_says_what_it_lacks(
+    sizes: dict[str, int], dropped: list[str]
+) -> None:
+    """Found by review: headers were not counted; such a record stopped its partition for good."""
+    parts = {part: b"x" * size for part, size in sizes.items()}
+    record = SimpleNamespace(
+        offset=7,
+        key=parts["key"],
+        value=parts["value"],
+        headers=(("dropped", b"value"), ("one", parts["headers"][10:]), ("two", None)),
+    )
+    rejected = Rejected("fills", record, "invalid", "é" * 2000)
+    letter = module._dead_letter("dead-letters", 3, rejected)
+    assert letter.key == b"fills:3:7"
+    assert letter.headers is not None
+    kept = dict(letter.headers[-5:])
+    assert letter.value == (None if "value" in dropped else parts["value"])
+    assert kept["key"] == (None if "key" in dropped else parts["key"])
+    assert (("two", None) in letter.headers) == ("headers" not in dropped)
+    assert (letter.headers[-1] == ("dropped", ",".join(dropped).encode())) == bool(dropped)
+    assert isinstance(kept["detail"], bytes)
+    for part in dropped:
+        assert f"too large to be kept here: {part} of " in kept["detail"].decode()
+    producer = Producer({"bootstrap.servers": "127.0.0.1:1", "message.max.bytes": LARGE})
+    producer.produce("t", letter.value, letter.key, headers=letter.headers)  # or it would raise
+    producer.purge()
 
 
 def test_tables_of_topics_that_are_no_more_are_refused(

@@ -25,7 +25,17 @@ from ledger.publish import (
     check,
     send,
 )
-from ledger.published import MARK_KEY, Mark, MarkReader, encode, no_counts
+from ledger.published import (
+    LETTERS_ACCOUNT,
+    MARK_KEY,
+    Mark,
+    MarkReader,
+    encode,
+    encode_row,
+    no_counts,
+    read_published,
+    tails,
+)
 from ledger.settings import Settings
 from tests.support import BITSTAMP, cluster_of, lines_of, raw_producer
 from tests.test_flags import deposited, filled, placed
@@ -137,15 +147,20 @@ def test_a_file_that_changes_while_it_is_published_is_noticed(cluster: Cluster) 
         send(checked, file, s)
 
 
+def produce_to_balances(
+    cluster: Cluster, partition: int, *rows: tuple[bytes, bytes | None]
+) -> None:
+    producer = raw_producer(cluster.settings)
+    for key, value in rows:
+        producer.produce(cluster.settings.topic(BALANCES), value, key, partition)
+    assert producer.flush(30) == 0
+
+
 def publish_mark(cluster: Cluster, partition: int, watermark: Watermark, rows: int = 0) -> None:
     """Publish a mark as a worker does, behind some rows."""
-    topic = cluster.settings.topic(BALANCES)
     mark = Mark(watermark, "00", 1, cluster.origin().topic_ids, 8, no_counts(), {})
-    producer = raw_producer(cluster.settings)
-    producer.produce(topic, encode(mark), MARK_KEY, partition)
-    for number in range(rows):
-        producer.produce(topic, b"{}", f"account-{number}".encode(), partition)
-    assert producer.flush(30) == 0
+    behind = [(f"account-{number}".encode(), b"{}") for number in range(rows)]
+    produce_to_balances(cluster, partition, (MARK_KEY, encode(mark)), *behind)
 
 
 @pytest.mark.integration
@@ -159,6 +174,33 @@ def test_the_newest_mark_is_found_from_the_end_and_followed(cluster: Cluster) ->
     publish_mark(cluster, 4, {"orders": 7, "fills": 0, "transfers": 0})
     reader.poll()
     assert {n: mark.watermark["orders"] for n, mark in reader.marks.items()} == {3: 2, 4: 7}
+
+
+@pytest.mark.integration
+def test_accounts_that_were_removed_are_not_in_the_published_tables(cluster: Cluster) -> None:
+    nowhere = dict.fromkeys(INPUT_TOPICS, 0)
+    texts = {"USD": ("0", "5", "0")}
+    names = ("alice", "bob")
+    rows = [(name.encode(), encode_row(name, nowhere, texts)) for name in names]
+    produce_to_balances(cluster, 2, *rows)
+    publish_mark(cluster, 2, nowhere)
+    produce_to_balances(cluster, 2, (b"alice", None), (b"\xff", None))
+    assert read_published(cluster, [2])[2].accounts == {"bob": texts}
+    produce_to_balances(cluster, 2, (b"bob", None), *rows[:1])
+    assert read_published(cluster, [2])[2].accounts == {"alice": texts}
+
+
+@pytest.mark.integration
+def test_dead_letters_sent_ahead_are_forgotten_when_their_row_is_removed(cluster: Cluster) -> None:
+    ahead = {"orders": 0, "fills": 4, "transfers": 0}
+    key = LETTERS_ACCOUNT.encode()
+    publish_mark(cluster, 2, dict.fromkeys(INPUT_TOPICS, 0))
+    produce_to_balances(cluster, 2, (key, encode_row(LETTERS_ACCOUNT, ahead, {})))
+    assert tails(cluster, [2])[2].letters == ahead
+    produce_to_balances(cluster, 2, (key, None))
+    tail = tails(cluster, [2])[2]
+    assert tail.mark is not None
+    assert tail.letters is None
 
 
 @pytest.mark.integration

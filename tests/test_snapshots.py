@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -24,9 +25,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from ledger import objects
+from ledger import objects, states
 from ledger import snapshots as module
-from ledger.agents import owned
 from ledger.agents.owned import open_state
 from ledger.errors import ConfigurationError, StateError, TopicError
 from ledger.objects import Bucket, Directory, StorageError, objects_at
@@ -281,7 +281,16 @@ def test_a_snapshot_gives_the_state_back(snapshots: Snapshots, place: Path | str
     assert snapshots.at_or_below(0, limit) == [file]
     snapshots.set_aside(later)
     assert snapshots.of_partition(0) == [file]
-    assert f"set-aside-{later.name}" in names(snapshots)
+    assert f"set-aside-1-{later.name}" in names(snapshots)
+
+
+def test_a_snapshot_set_aside_never_takes_anothers_place(snapshots: Snapshots) -> None:
+    state = State().to(20)
+    for _ in range(3):
+        snapshots.set_aside(state.write(snapshots))
+    kept = [name for name in names(snapshots) if name.startswith("set-aside-")]
+    assert len(kept) == 3
+    assert snapshots.of_partition(0) == []
 
 
 def test_its_header_comes_last_and_only_when_the_entries_add_up(snapshots: Snapshots) -> None:
@@ -305,6 +314,80 @@ def test_the_same_snapshot_is_left_alone_unless_it_is_damaged(
     put(snapshots, file.name, bytes_of(snapshots, file.name)[:-1])
     state.write(snapshots)
     assert contents(snapshots.read(file, ORIGIN)[1]) == contents(state.store)
+
+
+def test_a_snapshot_with_a_damaged_body_is_written_anew_by_whoever_found_it(
+    snapshots: Snapshots, place: Path | str
+) -> None:
+    """Found by review: its footer is whole, so it was left there for ever."""
+    state = State().to(20)
+    file = state.write(snapshots)
+    rewritten(snapshots, file, with_another_value)
+    with pytest.raises(SnapshotError, match="do not add up"):
+        snapshots.read(file, ORIGIN)
+    state.write(snapshots)
+    for reader in (snapshots, Snapshots(place, "")):
+        assert contents(reader.read(file, ORIGIN)[1]) == contents(state.store)
+    before = snapshots._objects.names()
+    state.write(snapshots)
+    assert snapshots._objects.names() == before
+
+
+def test_snapshots_found_damaged_do_not_count_among_the_kept(snapshots: Snapshots) -> None:
+    files = [State().to(records).write(snapshots) for records in (4, 5, 39, 40)]
+    for file in files[2:]:
+        rewritten(snapshots, file, with_another_value)
+        with pytest.raises(SnapshotError):
+            snapshots.read(file, ORIGIN)
+    snapshots.thin(0, 1, ORIGIN)  # the newest of these is the one of 5 records
+    assert snapshots.of_partition(0) == files[::-1]
+
+
+class Failing:
+    """Reads of a place that fail now, as those of a disk or a bucket may."""
+
+    def __init__(self, snapshots: Snapshots, error: Exception) -> None:
+        self.error: Exception | None = error
+        self._reading = snapshots._objects.reading
+        snapshots._objects.reading = self.reading  # type: ignore[method-assign]
+
+    @contextlib.contextmanager
+    def reading(self, name: str) -> Iterator[IO[bytes]]:
+        failing = self
+
+        class Torn(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                if failing.error is not None:
+                    raise failing.error
+                return super().read(size)
+
+        with self._reading(name) as file:
+            yield Torn(file.read())
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), PermissionError(13, "Denied"), StorageError("It is away.")],
+    ids=lambda error: type(error).__name__,
+)
+def test_trouble_with_a_place_is_told_from_damage_and_is_not_remembered(
+    snapshots: Snapshots, error: Exception
+) -> None:
+    """Found by review: one failed read marked a snapshot damaged for the life of the process."""
+    files = [State().to(records).write(snapshots) for records in (4, 5, 40)]
+    failing = Failing(snapshots, error)
+    with pytest.raises(StorageError) as raised:
+        snapshots.read(files[0], ORIGIN)
+    assert type(raised.value) is StorageError
+    snapshots.thin(0, 1, ORIGIN)  # what cannot be told to be superfluous stays
+    assert snapshots.of_partition(0) == files[::-1]
+    failing.error = None
+    snapshots.read(files[0], ORIGIN)
+    before = snapshots._objects.names()
+    State().to(4).write(snapshots)
+    assert snapshots._objects.names() == before
+    snapshots.thin(0, 1, ORIGIN)
+    assert snapshots.of_partition(0) == [files[2], files[0]]
 
 
 def test_two_writers_of_one_snapshot_leave_one_that_is_whole(place: Path | str) -> None:
@@ -612,7 +695,7 @@ def start(tmp_path: Path, snapshots: Snapshots) -> tuple[int, dict[bytes, bytes]
 def test_a_worker_starts_from_the_newest_snapshot(
     snapshots: Snapshots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owned, "_RESTORE_BATCH", 7)
+    monkeypatch.setattr(states, "_BATCH", 7)
     state = State().to(40)
     state.write(snapshots)
     assert start(tmp_path, snapshots) == (40, contents(state.store))
@@ -629,7 +712,7 @@ def test_a_snapshot_damaged_in_the_middle_gives_way_to_the_next_older(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Batches of it are in the copy by then."""
-    monkeypatch.setattr(owned, "_RESTORE_BATCH", 7)
+    monkeypatch.setattr(states, "_BATCH", 7)
     monkeypatch.setattr(module, "_ROWS", 20)
     older = State().to(30)
     older.write(snapshots)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,6 +75,34 @@ def test_rocksdb_keeps_what_was_written_and_lets_go_of_its_lock(tmp_path: Path) 
     again = RocksStore(tmp_path)
     assert again.get(b"a") == b"1"
     again.close()
+
+
+def test_a_store_that_another_process_has_open_is_in_use(tmp_path: Path) -> None:
+    RocksStore(tmp_path).close()
+    source = (
+        "import sys; from pathlib import Path; from ledger.rocks import RocksStore; "
+        "store = RocksStore(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", source, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(StateInUse, match="is in use"):
+            RocksStore(tmp_path)
+        other.kill()
+    RocksStore(tmp_path).close()
+
+
+def test_a_lock_that_cannot_be_had_for_another_reason_is_not_in_use(tmp_path: Path) -> None:
+    RocksStore(tmp_path).close()
+    (tmp_path / "LOCK").unlink()
+    (tmp_path / "LOCK").mkdir()
+    with pytest.raises(StateError, match=r"cannot be used .*LOCK") as raised:
+        RocksStore(tmp_path)
+    assert type(raised.value) is StateError
 
 
 def test_a_damaged_database_is_refused_with_its_place(tmp_path: Path) -> None:

@@ -267,16 +267,19 @@ def test_topics_that_grew_are_refused(settings: Settings, tmp_path: Path) -> Non
         assert "had 8 partitions and now have 12" in log.read_text()
 
 
+@pytest.mark.parametrize("more", [0, 1000])
 def test_tables_deleted_under_a_worker_are_published_anew(
-    settings: Settings, tmp_path: Path
+    settings: Settings, tmp_path: Path, more: int
 ) -> None:
+    """Found by review: where another created the topic at once, only what changed was published."""
     publish(settings, list(lines_of(BITSTAMP))[:2000])
     with worker(settings, tmp_path / "1.log"):
         eventually(lambda: published_at_end(settings))
         cluster = cluster_of(settings)
         for future in cluster.admin.delete_topics([settings.topic(BALANCES)]).values():
             future.result()
-        publish(settings, list(lines_of(BITSTAMP))[2000:3000])
+        eventually(lambda: BALANCES not in cluster.topics([BALANCES]))
+        publish(settings, list(lines_of(BITSTAMP))[2000 : 2000 + more])
         published = eventually(lambda: published_at_end(settings), 120)
     assert_published_equals_reference(settings, published, reference_of(settings))
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable, Generator
@@ -37,7 +35,7 @@ from ledger.errors import (
 )
 from ledger.events import RULES_VERSION
 from ledger.kafka import BALANCES, DEAD_LETTERS, LARGEST_RECORD_BYTES, Cluster
-from ledger.objects import StorageError, keep_on_disk
+from ledger.objects import StorageError
 from ledger.partitioner import partition_of
 from ledger.projections.accounts import Texts
 from ledger.projections.entries import META_KEY
@@ -62,41 +60,54 @@ from ledger.published import (
 )
 from ledger.rocks import RocksStore
 from ledger.snapshots import SnapshotFile, Snapshots
+from ledger.states import make_state, put_in_place, remove_state, tidy
 
 logger = logging.getLogger(__name__)
 
-_RESTORE_BATCH: Final = 20_000
 _CATCHING_UP: Final = 8  # times the flush interval
-_ROOM_FOR_HEADERS: Final = 1 << 20
+_LARGEST_LETTER_BYTES: Final = LARGEST_RECORD_BYTES - (1 << 20)  # the rest is for our own headers
+_HEADER_BYTES: Final = 16  # what framing takes, at most
+_LONGEST_DETAIL: Final = 1000
 
 Entries = Generator[tuple[bytes, bytes], None, None]
 
 
 def open_state(
-    path: Path, number: int, origin: Origin, snapshots: Snapshots
+    path: Path,
+    number: int,
+    origin: Origin,
+    snapshots: Snapshots,
+    before_removing: Callable[[], None] = lambda: None,
 ) -> tuple[RocksStore, Partition]:
     """Return the freshest state there is of a partition: local, else the newest good snapshot.
 
     State that is damaged, or of other topics or rules, is removed and rebuilt, and that is said.
 
+    Args:
+        path: of the local state.
+        number: the partition.
+        origin: the topics in use.
+        snapshots: of the ledger.
+        before_removing: called before a state of other topics or rules is removed; may refuse.
+
     Raises:
         StateInUse: something else has the state at `path` open.
         TopicError: the topics have another number of partitions than when the state was made.
     """
-    restored = path.with_suffix(".restored")
-    shutil.rmtree(restored, ignore_errors=True)
-    shutil.rmtree(_removed(path), ignore_errors=True)
+    tidy(path)
     store: RocksStore | None = None
     local = 0
     try:
         store = RocksStore(path)
         local = sum(Partition(number, store, partition_of, origin).watermark.values())
     except (DamagedState, RefusedState) as error:
-        logger.warning("partition %d: %s It is rebuilt.", number, error)
         if store is not None:
             store.close()
             store = None
-        _remove(path)
+        if isinstance(error, RefusedState):
+            before_removing()
+        logger.warning("partition %d: %s It is rebuilt.", number, error)
+        remove_state(path)
     except TopicError:
         if store is not None:
             store.close()
@@ -105,7 +116,8 @@ def open_state(
         if file.records <= local:
             break
         try:
-            _restore(snapshots, file, origin, restored)
+            with snapshots.open(file, origin) as (_, entries):
+                make_state(path, entries)
         except StorageError as error:
             logger.warning("partition %d: %s It is passed over.", number, error)
             continue
@@ -116,25 +128,12 @@ def open_state(
         if store is not None:
             store.close()
             store = None
-        _remove(path)
-        restored.rename(path)
-        keep_on_disk(path.parent)
+        put_in_place(path)
         logger.info("partition %d starts from snapshot %s", number, file.name)
         break
     if store is None:
         store = RocksStore(path)
     return store, Partition(number, store, partition_of, origin)
-
-
-def _remove(path: Path) -> None:
-    """Remove a state at once: half of one, left by a kill, would be taken for damaged."""
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(_removed(path))
-    shutil.rmtree(_removed(path), ignore_errors=True)
-
-
-def _removed(path: Path) -> Path:
-    return path.with_suffix(".removed")
 
 
 def _listed(snapshots: Snapshots, number: int) -> list[SnapshotFile]:
@@ -144,29 +143,6 @@ def _listed(snapshots: Snapshots, number: int) -> list[SnapshotFile]:
         # Snapshots save time, nothing else depends on them.
         logger.warning("partition %d: %s It starts without snapshots.", number, error)
         return []
-
-
-def _restore(snapshots: Snapshots, file: SnapshotFile, origin: Origin, directory: Path) -> None:
-    """Make a store of a snapshot's state, safe on the disk; if that fails, nothing is left of it.
-
-    Raises:
-        StorageError: the snapshot cannot be used.
-        StateError: the store cannot be written.
-        TopicError: the topics have another number of partitions than when it was made.
-    """
-    try:
-        with (
-            snapshots.open(file, origin) as (_, entries),
-            contextlib.closing(RocksStore(directory)) as copy,
-        ):
-            while batch := dict(itertools.islice(entries, _RESTORE_BATCH)):
-                copy.write(batch)
-        for written in directory.iterdir():
-            keep_on_disk(written)
-        keep_on_disk(directory)
-    except BaseException:
-        shutil.rmtree(directory, ignore_errors=True)
-        raise
 
 
 def stored_progress(directory: Path) -> dict[int, int]:
@@ -499,17 +475,33 @@ def _letters_row(topic: str, partition: int, sent: Watermark) -> Outgoing:
 
 
 def _dead_letter(topic: str, partition: int, rejected: Rejected) -> Outgoing:
+    """Return what is published of a rejected record; one that is too large loses its largest parts.
+
+    A producer's limit is for value, key and headers together, before they are compressed: a record
+    that came in may be far above it.
+    """
     record: Any = rejected.record
     source = f"{rejected.topic}:{partition}:{record.offset}".encode()
-    value, detail = record.value, rejected.detail
-    if value is not None and len(value) > LARGEST_RECORD_BYTES - _ROOM_FOR_HEADERS:
-        detail += f"; its value of {len(value)} bytes is too large to be kept here"
-        value = None
-    headers: Headers = list(record.headers)
+    sizes = {
+        "value": len(record.value or b""),
+        "headers": sum(
+            len(name.encode()) + len(value or b"") + _HEADER_BYTES for name, value in record.headers
+        ),
+        "key": len(record.key or b""),
+    }
+    detail = rejected.detail.encode(errors="replace")[:_LONGEST_DETAIL]
+    dropped = []
+    while sum(sizes.values()) > _LARGEST_LETTER_BYTES:
+        part = max(sizes, key=lambda part: sizes[part])
+        dropped.append(part)
+        detail += f"; too large to be kept here: {part} of {sizes.pop(part)} bytes".encode()
+    headers: Headers = list(record.headers) if "headers" in sizes else []
     headers += [
-        ("key", record.key),  # None stays None: the last four headers are always ours
+        ("key", record.key if "key" in sizes else None),
         ("source", source),
         ("reason", rejected.reason.encode()),
-        ("detail", detail.encode(errors="replace")[:1000]),
+        ("detail", detail),
     ]
-    return Outgoing(topic, -1, source, value, headers)
+    if dropped:  # else the last header is `detail`, so this cannot be one of the record's own
+        headers.append(("dropped", ",".join(dropped).encode()))
+    return Outgoing(topic, -1, source, record.value if "value" in sizes else None, headers)

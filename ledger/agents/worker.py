@@ -21,7 +21,7 @@ from confluent_kafka import KafkaException
 from ledger.agents.assignor import Progress
 from ledger.agents.chunked import Chunk, ChunkedApp
 from ledger.agents.owned import OwnedPartition, open_state, stored_progress
-from ledger.continuity import Leadership
+from ledger.continuity import Leadership, claim_of, require_topics
 from ledger.errors import (
     DamagedState,
     LedgerError,
@@ -32,9 +32,10 @@ from ledger.errors import (
     UnreachableError,
 )
 from ledger.events import INPUT_TOPICS
-from ledger.kafka import Cluster
+from ledger.kafka import BALANCES, Cluster
 from ledger.places import Place, take_place
 from ledger.projections.partition import Origin, Partition, require_same_partitions
+from ledger.published import newest_marks
 from ledger.settings import Settings
 from ledger.snapshots import Snapshots
 
@@ -78,6 +79,7 @@ class LedgerApp(ChunkedApp):
         self._names = {settings.topic(name): name for name in INPUT_TOPICS}
         self._background: set[asyncio.Task[Any]] = set()
         self._beat = time.monotonic()
+        self._tables_id: str | None = None  # of the topic that the owned tables are in
 
     # -- starting
 
@@ -86,6 +88,7 @@ class LedgerApp(ChunkedApp):
         try:
             self._place = take_place(self.settings.state_dir / self.settings.topic("worker"))
             await super().on_first_start()
+            await self._in_executor(require_topics, self.cluster)
             await self._in_executor(self.cluster.ensure_topics)
             for warning in await self._in_executor(self.cluster.policy_warnings):
                 logger.warning("%s", warning)
@@ -165,7 +168,9 @@ class LedgerApp(ChunkedApp):
         wanted = {TopicPartition(topic, n) for topic in self._names for n in numbers}
         if wanted != assigned:
             raise TopicError(f"The topics were not assigned together: {sorted(assigned)}.")
+        await self._in_executor(require_topics, self.cluster)
         origin = await self._in_executor(self.cluster.ensure_outputs)
+        self._tables_id = await self._in_executor(self._find_tables_id)
         outcomes = await asyncio.gather(
             *(self._open(number, origin, epoch) for number in numbers), return_exceptions=True
         )
@@ -203,7 +208,12 @@ class LedgerApp(ChunkedApp):
             owned = None
         if owned is None:
             store, partition = await self._in_executor(
-                open_state, self._place.partition(number), number, origin, self._snapshots
+                open_state,
+                self._place.partition(number),
+                number,
+                origin,
+                self._snapshots,
+                partial(require_tables_of, self.cluster, number, origin),
             )
             owned = OwnedPartition(number, store, partition, partial(self._leadership, number))
             self._parked[number] = owned
@@ -411,7 +421,9 @@ class LedgerApp(ChunkedApp):
         while not self._closing:
             await asyncio.sleep(_TOPICS_S)
             try:
+                await self._in_executor(require_topics, self.cluster)
                 now = await self._in_executor(self.cluster.origin)
+                tables_id = await self._in_executor(self._find_tables_id)
             except UnreachableError as error:
                 if not away:
                     logger.warning("waiting for Kafka: %s", error)
@@ -422,6 +434,14 @@ class LedgerApp(ChunkedApp):
             away = False
             for owned in list(self.owned.values()):
                 require_same_topics(owned.partition, now)
+            if self.is_active and tables_id != self._tables_id:
+                logger.warning("%s was deleted: the tables are published anew", BALANCES)
+                for owned in list(self.owned.values()):
+                    owned.lose()
+
+    def _find_tables_id(self) -> str | None:
+        shape = self.cluster.topics([BALANCES]).get(BALANCES)
+        return None if shape is None else shape.topic_id
 
     # -- watching
 
@@ -468,6 +488,16 @@ class LedgerApp(ChunkedApp):
             return False  # the publisher waits for the broker, and says so
         lost = any(owned.lost for owned in partitions)
         return lost or (self.chunks_waiting and now - self.chunk_finished_at > _LOOK_S * 20)
+
+
+def require_tables_of(cluster: Cluster, number: int, origin: Origin) -> None:
+    """Refuse topics that are not those that a partition's published tables were made of.
+
+    Raises:
+        ReplacedTopic: one was created anew.
+    """
+    for mark in newest_marks(cluster, [number]).values():
+        claim_of(mark, number, origin)
 
 
 def require_same_topics(partition: Partition, origin: Origin) -> None:

@@ -9,13 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from ledger import console, times
-from ledger.amounts import ZERO, plain
+from ledger.amounts import plain
 from ledger.cli.shared import AsJson, connect, counts_line, rebuilder_of, state_at, watermark_line
+from ledger.continuity import require_topics
 from ledger.errors import StateError
 from ledger.events import INPUT_TOPICS
-from ledger.flags import order_cases
 from ledger.journal import is_system
 from ledger.kafka import BALANCES, Cluster
+from ledger.order_rows import order_row
 from ledger.partitioner import partition_of
 from ledger.positions import LATEST, Limits, Watermarks, is_time, parse_positions
 from ledger.projections.orders import Order
@@ -88,6 +89,7 @@ def balances(
 
 
 def _published_balances(cluster: Cluster, quiet: bool) -> _Balances:
+    require_topics(cluster)
     shapes = cluster.topics((*INPUT_TOPICS, BALANCES))
     topic_ids: dict[str, str] | None = None
     if all(topic in shapes for topic in INPUT_TOPICS):
@@ -103,7 +105,8 @@ def _published_balances(cluster: Cluster, quiet: bool) -> _Balances:
                 "use. Delete the topic, then start a worker: it publishes the tables anew."
             )
     return _Balances(
-        totals(row for found in published.values() for row in found.accounts.items()),
+        # Nobody vouches for rows without a mark, as 'ledger recover' leaves them.
+        totals(row for number in marks for row in published[number].accounts.items()),
         {
             number: dict(marks[number].watermark)
             if number in marks
@@ -115,6 +118,7 @@ def _published_balances(cluster: Cluster, quiet: bool) -> _Balances:
 
 
 def _rebuilt_balances(cluster: Cluster, at: Sequence[str], quiet: bool) -> _Balances:
+    require_topics(cluster)
     origin = require_unchanged(cluster, cluster.origin())
     end = _watermarks(rebuilder_of(cluster, origin), at)
     partitions = state_at(cluster, origin, end, quiet=quiet).partitions.values()
@@ -146,7 +150,7 @@ def orders(
     """
     partitions, watermarks = _state_of(account, as_json)
     rows = [
-        _order_json(partition, order)
+        order_row(partition, order)
         for partition in partitions
         for order in _by_time(partition.orders(account))
     ]
@@ -176,44 +180,6 @@ def _by_time(found: Any) -> list[Order]:
         return placed is None, at, order.order_id
 
     return sorted(found, key=moment)
-
-
-def _status(order: Order) -> str:
-    """Return an order's status; one that is filled stays so, whatever came after."""
-    if order.rejected is not None:
-        return "rejected"
-    if order.placed is not None and order.is_complete():
-        return "filled"
-    if order.cancelled is not None:
-        return "cancelled"
-    return "unknown" if order.placed is None else "open"
-
-
-def _order_json(partition: Partition, order: Order) -> dict[str, Any]:
-    placed, closed = order.placed, order.rejected or order.cancelled
-    cases = order_cases(order, partition.executions(order))
-    terms = (order.term_quantity(), order.term_limit_price(), order.term_reserve())
-    quantity, limit_price, reserve = (None if term is None else plain(term) for term in terms)
-    remaining = None if placed is None else order.remaining()
-    return {
-        "order_id": order.order_id,
-        "instrument": placed and placed.instrument,
-        "side": placed and placed.side,
-        "order_type": placed and placed.order_type,
-        "status": _status(order),
-        "quantity": quantity,
-        "limit_price": limit_price,
-        "reserve": reserve,
-        "filled": plain(order.filled),
-        "remaining": None if remaining is None else plain(remaining),
-        "used": plain(max(ZERO, order.used)),
-        "hold": plain(order.hold()),
-        "hold_asset": order.hold_asset(),
-        "placed_at": placed and placed.occurred_at,
-        "closed_at": closed and closed.occurred_at,
-        "reason": closed and closed.reason,
-        "flags": sorted({case.flag for case in cases}),
-    }
 
 
 def _cell(value: Any) -> str:
@@ -279,6 +245,7 @@ def _about(ids: dict[str, str], account: str) -> str:
 def _state_of(account: str, quiet: bool) -> tuple[list[Partition], Watermarks]:
     """Return the partitions that know an account, at the end of the topics."""
     cluster = connect(load_settings())
+    require_topics(cluster)
     origin = require_unchanged(cluster, cluster.origin())
     everywhere = is_system(account)
     number = partition_of(account.encode(), origin.partitions)

@@ -10,6 +10,7 @@ from ledger import console
 from ledger.check import Audit, Auditor
 from ledger.cli.dead_letters import read_dead_letters, reasons
 from ledger.cli.shared import AsJson, connect, counts_line, rebuilder_of, watermark_line
+from ledger.continuity import require_topics
 from ledger.flags import ID_NAMES, Tally
 from ledger.published import require_unchanged
 from ledger.settings import load_settings
@@ -32,6 +33,7 @@ def check(
     with 1 where either is wrong. Flags and dead letters are warnings. No worker needs to run.
     """
     cluster = connect(load_settings())
+    require_topics(cluster)
     origin = require_unchanged(cluster, cluster.origin())
     with console.progress("Reading records", None, quiet=as_json) as move:
         audit = Auditor(cluster, rebuilder_of(cluster, origin, move), origin).run(base)

@@ -1,8 +1,9 @@
 """The commands `dead-letters` and `redrive`: what could not be applied, and sending it again.
 
 A dead letter has the original value and, as its key, `topic:partition:offset` of its source. Its
-headers are the original ones as they were and, after them, `key` (the original key; absent where
-there was none), `source`, `reason` and `detail`.
+headers are the original ones as they were and, after them, `key` (the original key; null where
+there was none), `source`, `reason` and `detail`; and `dropped` where the record was too large:
+which of `value`, `headers` and `key` were left out, joined by commas.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from ledger import console, times
 from ledger.cli.shared import AsJson, confirm, connect
+from ledger.continuity import require_topics
 from ledger.errors import InputError, UnreachableError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import DEAD_LETTERS, Cluster, Slot, client_config
@@ -33,6 +35,9 @@ SOURCE: Final = "source"
 REASON: Final = "reason"
 DETAIL: Final = "detail"
 KEY: Final = "key"
+DROPPED: Final = "dropped"
+UNKNOWN: Final = "unknown"
+"""The reason of what no worker wrote."""
 
 Reason = Annotated[
     str | None, typer.Option(help="Only those with this reason: 'invalid' or 'conflict'.")
@@ -52,6 +57,7 @@ class DeadLetter:
         key: of the record.
         value: of the record.
         headers: of the record.
+        dropped: which of the three were too large for a dead letter, and are not in it.
     """
 
     offset: int
@@ -62,6 +68,7 @@ class DeadLetter:
     key: bytes | None
     value: bytes | None
     headers: Headers
+    dropped: tuple[str, ...] = ()
 
     @property
     def topic(self) -> str:
@@ -77,6 +84,7 @@ class DeadLetter:
             "key": bytes_json(self.key),
             "value": bytes_json(self.value),
             "headers": [[name, bytes_json(value)] for name, value in self.headers],
+            "dropped": list(self.dropped),
             "offset": self.offset,
             "time": times.rfc3339(self.occurred_ms),
         }
@@ -155,11 +163,13 @@ def redrive(
     """Publish dead letters again, to the topics that they came from, as they were.
 
     For after a fix: what is still wrong becomes a dead letter once more, and what was applied in
-    the meantime is counted as a duplicate. Letters with the same content are sent once.
+    the meantime is counted as a duplicate. Letters with the same content are sent once. Exits with
+    2 where some of them could not be sent; the others are.
     """
     cluster = connect(load_settings())
     wanted = set(sources or ())
     chosen: dict[tuple[str, bytes | None, bytes | None], DeadLetter] = {}
+    incomplete: dict[str, DeadLetter] = {}
     found: set[str] = set()
     for letter in read_dead_letters(cluster):
         if not redrivable(letter) or reason not in (None, letter.reason):
@@ -167,11 +177,20 @@ def redrive(
         if wanted and letter.source not in wanted:
             continue
         found.add(letter.source)
-        chosen.setdefault((letter.topic, letter.key, letter.value), letter)
+        if letter.dropped:
+            incomplete[letter.source] = letter
+        else:
+            chosen.setdefault((letter.topic, letter.key, letter.value), letter)
     if wanted - found:
+        missing = ", ".join(sorted(wanted - found))
         raise InputError(
-            f"No dead letter has the source {', '.join(sorted(wanted - found)):.200}; "
+            f"No dead letter of a worker has the source {missing:.200}; "
             "'ledger dead-letters --last 0' lists them all."
+        )
+    for source, letter in incomplete.items():
+        console.warn(
+            f"{source} is not published again: the {' and '.join(letter.dropped)} of the record "
+            "were too large for a dead letter. The record itself is still in its topic."
         )
     if chosen and not yes:
         prefix = cluster.settings.topic_prefix
@@ -181,14 +200,23 @@ def redrive(
             "publish the records again",
             "Nothing was published.",
         )
-    cluster.ensure_topics()
-    with Sender(cluster) as sender:
+    if chosen:
+        require_topics(cluster)
+        cluster.ensure_topics()
+    with Sender(cluster, past_failures=True) as sender:
         for letter in chosen.values():
             sender.send(letter.topic, letter.key, letter.value, letter.source, letter.headers)
     if as_json:
-        console.print_json({"published": sender.sent})
+        failed = [{"source": source, "detail": detail} for source, detail in sender.failed]
+        console.print_json(
+            {"published": sender.sent, "failed": failed, "incomplete": [*incomplete]}
+        )
     else:
         console.out.print(f"Published {sum(sender.sent.values())} records again.")
+    for source, detail in sender.failed:
+        console.warn(f"{source} was not published again: {detail}.")
+    if sender.failed:
+        raise typer.Exit(console.COULD_NOT_RUN)
 
 
 def _preview(data: bytes | None) -> str:
@@ -254,25 +282,31 @@ def _messages(cluster: Cluster, partition: int, start: int, end: int) -> Iterato
 
 
 def dead_letter(message: Message) -> DeadLetter:
-    """Return the dead letter in a record; one that no worker wrote has the reason `unknown`."""
+    """Return the dead letter in a record; one that no worker wrote has the reason `UNKNOWN`."""
     found: Any = message.headers()
     headers: Headers = list(found or [])
     offset = int(message.offset() or 0)
     occurred_ms = int(message.timestamp()[1])
-    if [name for name, _ in headers[-3:]] != [SOURCE, REASON, DETAIL]:
-        where = (message.key() or b"").decode(errors="replace")
+    dropped: tuple[str, ...] = ()
+    kept = headers
+    if headers and headers[-1][0] == DROPPED:
+        dropped, kept = tuple(_text(headers[-1][1]).split(",")), headers[:-1]
+    if [name for name, _ in kept[-4:]] != [KEY, SOURCE, REASON, DETAIL]:
         return DeadLetter(
-            offset, occurred_ms, where, "unknown", "no worker wrote this", None, message.value(),
-            headers,
+            offset, occurred_ms, _text(message.key()), UNKNOWN, "no worker wrote this", None,
+            message.value(), headers,
         )  # fmt: skip
-    source, reason, detail = ((value or b"").decode(errors="replace") for _, value in headers[-3:])
-    original = headers[:-3]
-    key: bytes | None = None
-    if original and original[-1][0] == KEY:
-        key = original.pop()[1]
-    return DeadLetter(offset, occurred_ms, source, reason, detail, key, message.value(), original)
+    key = kept[-4][1]
+    source, reason, detail = (_text(value) for _, value in kept[-3:])
+    return DeadLetter(
+        offset, occurred_ms, source, reason, detail, key, message.value(), kept[:-4], dropped
+    )
+
+
+def _text(data: bytes | str | None) -> str:
+    return data.decode(errors="replace") if isinstance(data, bytes) else data or ""
 
 
 def redrivable(letter: DeadLetter) -> bool:
-    """Return whether a dead letter came from an input topic."""
-    return letter.topic in INPUT_TOPICS
+    """Return whether a worker wrote a dead letter, of a record of an input topic."""
+    return letter.topic in INPUT_TOPICS and letter.reason != UNKNOWN

@@ -16,6 +16,7 @@ import typer
 from ledger import console
 from ledger.cli.shared import AsJson, connect
 from ledger.codec import encode
+from ledger.continuity import require_topics
 from ledger.errors import InputError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster
@@ -110,6 +111,7 @@ def publish(
     names = files or [STDIN]
     require_readable(names)
     cluster = connect(load_settings())
+    require_topics(cluster)
     origin = require_unchanged(cluster, cluster.ensure_topics())
     with Sender(cluster) as sender:
         outcome = Outcome(sender)
@@ -257,6 +259,7 @@ def _publish_imported(
     venue: str, file: IO[bytes], *, wait: bool, timeout_s: float, as_json: bool
 ) -> None:
     cluster = connect(load_settings())
+    require_topics(cluster)
     origin = require_unchanged(cluster, cluster.ensure_topics())
     with Sender(cluster) as sender:
         outcome = Outcome(sender)

@@ -8,6 +8,8 @@ import typer
 
 from ledger import console
 from ledger.cli.shared import AsJson, confirm, connect
+from ledger.continuity import require_topics
+from ledger.errors import LostRecords
 from ledger.recovery import Recovery
 from ledger.settings import load_settings
 
@@ -24,9 +26,20 @@ def recover(
     For after a worker or a replay stopped because records are gone or replaced, and the topics
     cannot be brought back from a copy. Workers must not run. When they start again they rebuild
     the tables from the newest state or snapshot that matches the topics, else from their start.
+    Topics that are gone are created anew.
     """
     cluster = connect(load_settings())
-    found = Recovery(cluster, cluster.origin()).contradictions()
+    try:
+        require_topics(cluster)
+    except LostRecords as lost:
+        if dry_run:
+            raise
+        console.warn(lost.what_happened)
+        if not yes:
+            confirm("Create what is missing anew?", "create the topic anew", "Nothing was changed.")
+        cluster.ensure_topics()
+    recovery = Recovery(cluster, cluster.origin())
+    found = recovery.contradictions()
     discarding = bool(found) and not dry_run
     if found and not as_json:
         console.print_table(
@@ -37,8 +50,7 @@ def recover(
     if discarding:
         if not yes:
             confirm(f"Discard these {len(found)}?", "discard them", "Nothing was discarded.")
-        for one in found:
-            one.discard()
+        recovery.discard(found)
     if as_json:
         console.print_json(
             {"contradictions": [one.as_json() for one in found], "discarded": discarding}
