@@ -1,28 +1,44 @@
-"""The command `replay`: rebuild state from the topics alone, and compare."""
+"""The command `replay`: rebuild state from the topics alone, compare, prove and export it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from ledger import console
-from ledger.continuity import require_tables_continuous
-from ledger.kafka import Cluster
-from ledger.projections.partition import Origin
-from ledger.published import PublishedPartition, read_published, require_unchanged
-from ledger.rebuild import Base, Rebuilder
+from ledger.errors import InputError
+from ledger.journal import is_system
+from ledger.partitioner import partition_of
+from ledger.positions import format_positions
 from ledger.settings import load_settings
-from ledger.snapshots import Snapshots
-from ledger.stack import kafka_endpoint
-from replay.document import document
-from replay.engine import known_snapshots, refuse_loss
+from ledger.statement import statement
+from replay import options, proof
+from replay.assertions import evaluate, parse
+from replay.document import document, manifest
+from replay.engine import Job
 from replay.engine import replay as run_replay
-from replay.request import Request, Span, span_of
-from replay.results import Replay, Shown
-from replay.tables import show
-from replay.verify import Verification, published_watermarks
+from replay.export import (
+    BALANCES,
+    JOURNAL,
+    ORDERS,
+    Form,
+    balance_rows,
+    export,
+    journal_rows,
+    order_rows,
+    require_new,
+)
+from replay.request import Request, span_of
+from replay.results import Replay, Shown, differences
+from replay.tables import show, show_outcomes, show_proof, show_what_if
+from replay.topics import Topics
+from replay.verify import published_watermarks
 from replay.verify import verify as compare
+from replay.whatif import WhatIf
 
 app = typer.Typer(
     add_completion=False,
@@ -40,49 +56,11 @@ def main() -> NoReturn:
 @app.callback(invoke_without_command=True)
 def replay(
     context: typer.Context,
-    from_offset: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="First record to replay: N (in every partition), TOPIC=N, TOPIC:PARTITION=N or "
-            "'earliest'; repeatable, or joined by commas. The most specific wins. "
-            "Default: earliest.",
-            metavar="POSITION",
-            show_default=False,
-        ),
-    ] = None,
-    to_offset: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where to stop, before that record; the same forms. Default: the end as of now.",
-            metavar="POSITION",
-            show_default=False,
-        ),
-    ] = None,
-    from_time: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of --from-offset: the first records at or after this time of Kafka's, "
-            "such as 2015-05-01T00:30:00Z.",
-            metavar="TIME",
-            show_default=False,
-        ),
-    ] = None,
-    to_time: Annotated[
-        str | None,
-        typer.Option(
-            help="Instead of --to-offset: stop before the first records at or after this time.",
-            metavar="TIME",
-            show_default=False,
-        ),
-    ] = None,
-    base: Annotated[
-        Base,
-        typer.Option(
-            help="The state before the first record: from the newest snapshot that is not beyond "
-            "it and the records between; from all records since offset 0; or none, as if the log "
-            "began there.",
-        ),
-    ] = "snapshot",
+    from_offset: options.FromOffset = None,
+    to_offset: options.ToOffset = None,
+    from_time: options.FromTime = None,
+    to_time: options.ToTime = None,
+    base: options.BaseState = "snapshot",
     verify: Annotated[
         bool,
         typer.Option(
@@ -91,19 +69,18 @@ def replay(
             "differs.",
         ),
     ] = False,
-    account: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Show only this account; repeatable.", metavar="ACCOUNT", show_default=False
-        ),
-    ] = None,
-    asset: Annotated[
-        list[str] | None,
-        typer.Option(help="Show only this asset; repeatable.", metavar="ASSET", show_default=False),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON document on stdout.")
-    ] = False,
+    account: options.Accounts = None,
+    asset: options.Assets = None,
+    processes: options.Processes = None,
+    state: options.State = None,
+    out: options.Out = None,
+    form: options.Format = None,
+    journal: options.Journal = False,
+    plot: options.Plot = None,
+    fees: options.Fees = None,
+    ignore_account: options.IgnoreAccount = None,
+    without_event: options.WithoutEvent = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Rebuild the ledger's state from the topics, beside the running system.
 
@@ -114,49 +91,177 @@ def replay(
         return
     request = Request(from_offset or (), from_time, to_offset or (), to_time, base, verify)
     request.check()
-    settings = load_settings()
-    cluster = Cluster(kafka_endpoint(settings), settings)
-    result, verification = _run(cluster, request)
     shown = Shown(account or (), asset or ())
-    if as_json:
-        console.print_json(document(result, shown, verification))
-    else:
-        show(result, shown, verification)
-    if not result.is_balanced or (verification is not None and not verification.match):
+    what_if = None
+    if fees is not None or ignore_account or without_event:
+        what_if = WhatIf.from_options(fees, ignore_account or (), without_event or ())
+    _check_outputs(out, form, journal, plot, account or [])
+    _check_what_if(what_if, verify, state)
+
+    topics = Topics(load_settings())
+    published = topics.published() if verify else None
+    if published is None:
+        topics.require_tables()
+    ends = topics.ends(base)
+    marks = None if published is None else published_watermarks(published, topics.origin)
+    job = topics.job(span_of(request, topics.rebuilder, ends, marks), base)
+    with _replayed(topics, job, what_if, processes, state) as (result, actual):
+        verification = None
+        if published is not None:
+            verification = compare(published, result.partitions, topics.origin, ends)
+        differing = None if actual is None else list(differences(actual, result))
+        if as_json:
+            console.print_json(document(result, shown, verification, what_if, differing))
+        else:
+            show(result, shown, verification)
+            if what_if is not None and differing is not None:
+                show_what_if(what_if, differing, shown)
+        if out is not None:
+            _export(out, form or "parquet", journal, result, shown, job, what_if)
+        if plot is not None and account:
+            _plot(plot, account[0], result, shown)
+        balanced = result.is_balanced
+    for rule in [] if what_if is None else what_if.unmatched():
+        console.warn(f"{rule} matched no record.")
+    if not balanced or (verification is not None and not verification.match):
         raise typer.Exit(console.DIFFERENT)
 
 
-def _run(cluster: Cluster, request: Request) -> tuple[Replay, Verification | None]:
-    origin = require_unchanged(cluster, cluster.origin())
-    published = None
-    if request.verify:
-        published = _read_published(cluster, origin)
-    else:
-        require_tables_continuous(cluster, origin)
-    snapshots = Snapshots(cluster.settings.snapshot_dir, cluster.settings.topic_prefix)
-    # What was published or kept is listed before asking for the ends: it cannot be beyond them.
-    known = (
-        known_snapshots(snapshots, range(origin.partitions)) if request.base == "snapshot" else []
+def _check_outputs(
+    out: Path | None, form: Form | None, journal: bool, plot: Path | None, accounts: list[str]
+) -> None:
+    """Check what can be checked before a replay that may take long."""
+    if out is not None:
+        require_new(out)
+    elif form is not None or journal:
+        raise InputError("--format and --journal are about the tables of --out: give that, too.")
+    if plot is not None:
+        from replay.plot import format_of  # takes long to import
+
+        format_of(plot)
+        if len(accounts) != 1:
+            raise InputError("--plot draws one account: name it with --account.")
+
+
+def _check_what_if(what_if: WhatIf | None, verify: bool, state: Path | None) -> None:
+    if what_if is not None and verify:
+        raise InputError(
+            "--verify compares with what was published, which is the ledger by its own rules: "
+            "leave --fees, --ignore-account and --without-event out."
+        )
+    if what_if is not None and state is not None:
+        raise InputError("--state keeps the ledger's own states: leave it out of a what-if.")
+
+
+@contextmanager
+def _replayed(
+    topics: Topics, job: Job, what_if: WhatIf | None, processes: int | None, state: Path | None
+) -> Iterator[tuple[Replay, Replay | None]]:
+    """Give the replay that was asked for; of a what-if, also the one of what really was."""
+    total = topics.rebuilder.cost(job.span.start, job.span.end, job.base)
+
+    def run(what: str, one: Job) -> Replay:
+        with console.progress(what, total) as move:
+            return run_replay(
+                one, processes=processes, directory=state, warn=console.warn, progress=move
+            )
+
+    with run("Replaying", job) as actual:
+        if what_if is None:
+            yield actual, None
+        else:
+            with run("Replaying, what if", job.with_rules(what_if)) as result:
+                yield result, actual
+
+
+def _export(
+    out: Path,
+    form: Form,
+    with_journal: bool,
+    result: Replay,
+    shown: Shown,
+    job: Job,
+    what_if: WhatIf | None,
+) -> None:
+    states = [part.after for part in result.partitions.values()]
+    tables = {BALANCES: balance_rows(result.rows(), shown), ORDERS: order_rows(states, shown)}
+    if with_journal:
+        tables[JOURNAL] = journal_rows(states, result.start, shown)
+    files = export(out, form, tables, manifest(result, job.origin, shown, what_if))
+    console.say(f"Written: {', '.join(str(file) for file in files)}.")
+
+
+def _plot(path: Path, account: str, result: Replay, shown: Shown) -> None:
+    from replay.plot import plot  # takes long to import
+
+    states = [part.after for part in result.partitions.values()]
+    if not is_system(account):
+        states = [states[partition_of(account.encode(), len(states))]]
+    plot(
+        path,
+        account,
+        statement(states, account),
+        format_positions(result.watermarks),
+        shown.assets,
     )
-    rebuilder = Rebuilder(cluster, origin, warn=console.warn)
-    ends = rebuilder.ends()
-    refuse_loss(snapshots, known, origin, ends)
-    marks = None if published is None else published_watermarks(published, origin)
-    span = span_of(request, rebuilder, ends, marks)
-    result = _replay(cluster, origin, rebuilder, span, request.base)
-    if published is None:
-        return result, None
-    return result, compare(published, result.partitions, origin, ends)
+    console.say(f"Written: {path}.")
 
 
-def _read_published(cluster: Cluster, origin: Origin) -> dict[int, PublishedPartition]:
-    with console.progress("Reading the published tables", None) as move:
-        return read_published(cluster, range(origin.partitions), move)
+@app.command()
+def verify(as_json: options.AsJson = False) -> None:
+    """Prove every snapshot from the topics' first records, and find what was tampered with.
+
+    State and log digests of each snapshot are compared with what the records give. Exit codes: 0
+    all is proven, 1 something is damaged, differs or is missing, 2 it could not run.
+    """
+    topics = Topics(load_settings())
+    numbers = range(topics.origin.partitions)
+    total = proof.cost(topics.snapshots, numbers)
+    with console.progress("Proving snapshots", total) as move:
+        found = proof.prove(topics.cluster, topics.origin, topics.snapshots, numbers, move)
+    if as_json:
+        console.print_json(found.as_json())
+    else:
+        show_proof(found)
+    if not found.match:
+        raise typer.Exit(console.DIFFERENT)
 
 
-def _replay(
-    cluster: Cluster, origin: Origin, rebuilder: Rebuilder, span: Span, base: Base
-) -> Replay:
-    total = rebuilder.cost(span.start, span.end, base)
-    with console.progress("Replaying", total) as move:
-        return run_replay(cluster, origin, span, base, console.warn, move)
+@app.command("assert")
+def assert_(
+    file: Annotated[Path, typer.Argument(help="Of lines: ACCOUNT ASSET = AMOUNT at POSITION.")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Check what a file says of balances against the topics.
+
+    A line is `ACCOUNT ASSET [balance|hold|available|debits|credits] = AMOUNT [at POSITION|TIME]`.
+    Exit codes: 0 all lines hold, 1 some do not, 2 it could not run.
+    """
+    try:
+        # What is no UTF-8 is refused by its line, as everything else is.
+        with file.open(encoding="utf-8-sig", errors="replace") as lines:
+            assertions = parse(lines, str(file))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from error
+    if not assertions:
+        raise InputError(f"{file}: there is no assertion in it.")
+    topics = Topics(load_settings())
+    topics.require_tables()
+    ends = topics.ends("snapshot")
+    earliest, partitions = topics.rebuilder.earliest(), topics.origin.partitions
+    with console.progress("Checking assertions", None):
+        outcomes = evaluate(assertions, topics.rebuilder, earliest, ends, partitions)
+    failed = [outcome for outcome in outcomes if not outcome.holds]
+    if as_json:
+        console.print_json(
+            {
+                "passed": not failed,
+                "count": len(outcomes),
+                "failed": len(failed),
+                "assertions": [outcome.as_json() for outcome in outcomes],
+            }
+        )
+    else:
+        show_outcomes(outcomes)
+    if failed:
+        raise typer.Exit(console.DIFFERENT)

@@ -1,44 +1,96 @@
-"""The JSON document of `replay --json`."""
+"""The JSON document of `replay --json`, and the manifest of `replay --out`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ledger.amounts import plain
-from ledger.events import INPUT_TOPICS
+from ledger.events import INPUT_TOPICS, RULES_VERSION
+from ledger.positions import format_positions
+from ledger.projections.partition import Origin
 from ledger.published import Total
 from ledger.rebuild import watermarks_json
 from replay.results import Change, PartitionReplay, Replay, Shown
 from replay.verify import Verification
+from replay.whatif import WhatIf
 
 
-def document(replay: Replay, shown: Shown, verification: Verification | None) -> dict[str, Any]:
-    """Return the document; amounts are plain decimal strings."""
+def document(
+    replay: Replay,
+    shown: Shown,
+    verification: Verification | None,
+    what_if: WhatIf | None,
+    differences: Iterable[Change] | None,
+) -> dict[str, Any]:
+    """Return the document; amounts are plain decimal strings.
+
+    Args:
+        replay: what to say.
+        shown: which rows of balances and changes.
+        verification: with `--verify`, what it found.
+        what_if: the rules of a what-if.
+        differences: with it, how it ends otherwise than what really was.
+    """
     result: dict[str, Any] = {
-        "balances": [total.as_json(*row) for row, total in replay.after.items() if row in shown],
+        "balances": [
+            total.as_json(account, asset)
+            for account, asset, total in replay.rows()
+            if (account, asset) in shown
+        ],
         "watermarks": watermarks_json(replay.watermarks),
-        "counts": replay.counts,
-        "state_digest": replay.state_digest,
-        "log_digest": _log_digests(replay),
-        "conservation": {asset: plain(rest) for asset, rest in replay.conservation.items()},
-        "base": {str(n): part.base for n, part in replay.partitions.items()},
+        **_proofs(replay),
         "from": watermarks_json(replay.start),
         "to": watermarks_json(replay.watermarks),
         "records_read": _per_topic(replay, lambda part: part.records_read),
         "records_replayed": _per_topic(replay, lambda part: part.records_replayed),
         "seconds": round(replay.seconds, 3),
         "rate": round(replay.rate, 1),
-        "changed": [
-            _change(change)
-            for change in replay.changes()
-            if (change.account, change.asset) in shown
-        ],
-        "partition_digests": {str(n): part.state_digest for n, part in replay.partitions.items()},
+        "changed": _changes(replay.changes(), shown),
     }
     if verification is not None:
         result["verify"] = verification.as_json()
+    if what_if is not None:
+        result["what_if"] = {
+            "rules": what_if.describe(),
+            "matched": dict(what_if.matched),
+            "differences": _changes(differences or (), shown),
+        }
     return result
+
+
+def manifest(
+    replay: Replay, origin: Origin, shown: Shown, what_if: WhatIf | None
+) -> dict[str, Any]:
+    """Return what the tables of a replay are of; it is the same for the same state."""
+    return {
+        "rules_version": RULES_VERSION,
+        "cluster_id": origin.cluster_id,
+        "topic_ids": origin.topic_ids,
+        "partitions": origin.partitions,
+        "from": watermarks_json(replay.start),
+        "to": watermarks_json(replay.watermarks),
+        "watermark": format_positions(replay.watermarks),
+        **_proofs(replay),
+        "only_accounts": sorted(shown.accounts),
+        "only_assets": sorted(shown.assets),
+        "what_if": None if what_if is None else what_if.describe(),
+    }
+
+
+def _proofs(replay: Replay) -> dict[str, Any]:
+    return {
+        "counts": replay.counts,
+        "state_digest": replay.state_digest,
+        "partition_digests": {str(n): part.state_digest for n, part in replay.partitions.items()},
+        "log_digest": _log_digests(replay),
+        "conservation": {asset: plain(rest) for asset, rest in replay.conservation.items()},
+        "base": {str(n): part.base for n, part in replay.partitions.items()},
+    }
+
+
+def _changes(changes: Iterable[Change], shown: Shown) -> list[dict[str, Any]]:
+    return [_change(change) for change in changes if (change.account, change.asset) in shown]
 
 
 def _log_digests(replay: Replay) -> dict[str, dict[str, str]] | None:

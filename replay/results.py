@@ -1,18 +1,27 @@
-"""What a replay found: plain values, so that partitions may be replayed in several processes."""
+"""What a replay found. States are read where they are: they may be larger than memory."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
+from heapq import merge
+from itertools import groupby, repeat
+from operator import itemgetter
+from types import TracebackType
+from typing import Self
 
-from ledger.amounts import ZERO, subtract
+from ledger.amounts import ZERO, add, subtract
 from ledger.digests import ledger_digest
+from ledger.events import INPUT_TOPICS
+from ledger.journal import is_system
 from ledger.positions import Watermarks
-from ledger.projections.accounts import Texts
-from ledger.projections.partition import Counts, Watermark
-from ledger.published import Total, Totals, add_counts, conservation, totals
+from ledger.projections.entries import BALANCES_KIND, split_key
+from ledger.projections.partition import Counts, Partition, Watermark
+from ledger.published import Total, add_counts, totals
+from ledger.store import Store
 
 NOTHING = Total(ZERO, ZERO, ZERO)
 
@@ -22,27 +31,67 @@ class PartitionReplay:
     """One partition's replay.
 
     Attributes:
-        base: path of the snapshot that it began with, or `genesis` or `empty`.
+        base: path of the snapshot or state that it began with, or `genesis` or `empty`.
         start: the watermark from which records count as replayed.
-        watermark: where it stopped.
-        log_digests: per topic (hex); None for base `empty`.
-        before: the accounts at `start`.
-        after: the accounts at `watermark`.
+        before: the state there.
+        after: the state where it stopped.
+        replaced: what changed in between, as it was before; None where nothing was before.
+        is_ledgers: whether this is the ledger's own state: not with base `empty`, and not where
+            other records than the topics' were folded.
         records_read: per topic, those between base and start included.
-        records_replayed: per topic, from `start` on.
     """
 
-    partition: int
     base: str
     start: Watermark
-    watermark: Watermark
-    counts: Counts
-    state_digest: str
-    log_digests: dict[str, str] | None
-    before: dict[str, Texts]
-    after: dict[str, Texts]
+    before: Partition
+    after: Partition
+    replaced: Store | None
+    is_ledgers: bool
     records_read: dict[str, int]
-    records_replayed: dict[str, int]
+
+    @property
+    def partition(self) -> int:
+        """The partition's number."""
+        return self.after.number
+
+    @property
+    def watermark(self) -> Watermark:
+        """Where it stopped."""
+        return self.after.watermark
+
+    @property
+    def counts(self) -> Counts:
+        """The verdicts on all records before the watermark."""
+        return self.after.counts
+
+    @property
+    def state_digest(self) -> str:
+        """The digest (hex) of the state where it stopped."""
+        return self.after.state_digest()
+
+    @property
+    def log_digests(self) -> dict[str, str] | None:
+        """Per topic the log digest (hex); None where it would not be the ledger's."""
+        return self.after.log_digests if self.is_ledgers else None
+
+    @property
+    def records_replayed(self) -> dict[str, int]:
+        """Per topic how many records were folded from `start` on."""
+        return {
+            topic: sum(self.after.counts[topic].values()) - sum(self.before.counts[topic].values())
+            for topic in INPUT_TOPICS
+        }
+
+    def changed(self) -> Iterator[str]:
+        """Yield the accounts whose totals changed, in order; some may have changed back."""
+        if self.replaced is None:
+            for account, _ in self.after.balances():
+                yield account
+            return
+        for key, _ in self.replaced.scan():
+            account, kind, _ = split_key(key)
+            if kind == BALANCES_KIND and account:
+                yield account
 
 
 @dataclass(frozen=True)
@@ -69,8 +118,8 @@ class Change:
 class Shown:
     """Which accounts and assets a person asked to see; none named means all."""
 
-    accounts: Container[str] = ()
-    assets: Container[str] = ()
+    accounts: Collection[str] = ()
+    assets: Collection[str] = ()
 
     def __contains__(self, row: tuple[str, str]) -> bool:
         account, asset = row
@@ -81,10 +130,22 @@ class Shown:
 
 @dataclass(frozen=True)
 class Replay:
-    """The replay of the whole ledger, and how long its reading and applying took."""
+    """The replay of the whole ledger, and how long its reading and applying took; close it."""
 
     partitions: Mapping[int, PartitionReplay]
     seconds: float
+    resources: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.resources.close()
 
     @property
     def start(self) -> Watermarks:
@@ -94,17 +155,7 @@ class Replay:
     @property
     def watermarks(self) -> Watermarks:
         """Where the replay stopped."""
-        return {number: part.watermark for number, part in self.partitions.items()}
-
-    @cached_property
-    def before(self) -> Totals:
-        """The totals at the start."""
-        return totals(row for part in self.partitions.values() for row in part.before.items())
-
-    @cached_property
-    def after(self) -> Totals:
-        """The totals at the end."""
-        return totals(row for part in self.partitions.values() for row in part.after.items())
+        return {number: dict(part.watermark) for number, part in self.partitions.items()}
 
     @property
     def counts(self) -> Counts:
@@ -119,7 +170,10 @@ class Replay:
     @cached_property
     def conservation(self) -> dict[str, Decimal]:
         """Per asset, credits less debits over all accounts: 0 where the books balance."""
-        return conservation(self.after)
+        sums: dict[str, Decimal] = {}
+        for _, asset, total in self.rows():
+            sums[asset] = add(sums.get(asset, ZERO), total.balance)
+        return dict(sorted(sums.items()))
 
     @property
     def is_balanced(self) -> bool:
@@ -133,7 +187,7 @@ class Replay:
 
     @property
     def records_replayed(self) -> int:
-        """How many of them were replayed."""
+        """How many records were replayed, also by runs that this one went on from."""
         return sum(sum(part.records_replayed.values()) for part in self.partitions.values())
 
     @property
@@ -141,10 +195,50 @@ class Replay:
         """Records read per second."""
         return self.records_read / self.seconds if self.seconds > 0 else 0.0
 
+    def rows(self) -> Iterator[tuple[str, str, Total]]:
+        """Yield account, asset and totals at the end, in order; system accounts are added up."""
+        found = merge(
+            *(part.after.balances() for part in self.partitions.values()), key=itemgetter(0)
+        )
+        for _, group in groupby(found, key=itemgetter(0)):
+            for (account, asset), total in totals(group).items():
+                yield account, asset, total
+
     def changes(self) -> Iterator[Change]:
         """Yield what the replayed records changed, in order of account and asset."""
-        for account, asset in sorted(self.before.keys() | self.after.keys()):
-            before = self.before.get((account, asset), NOTHING)
-            after = self.after.get((account, asset), NOTHING)
-            if before != after:
-                yield Change(account, asset, before, after)
+        found = merge(
+            *(zip(part.changed(), repeat(number)) for number, part in self.partitions.items())
+        )
+        for account, group in groupby(found, key=itemgetter(0)):
+            # Of a system account every partition has a part, also those where it did not change.
+            numbers = self.partitions if is_system(account) else [number for _, number in group]
+            parts = [self.partitions[number] for number in numbers]
+            yield from changes_of(
+                account, (part.before for part in parts), (part.after for part in parts)
+            )
+
+
+def changes_of(
+    account: str, before: Iterable[Partition], after: Iterable[Partition]
+) -> Iterator[Change]:
+    """Yield how an account's totals differ between states, in order of assets."""
+    old = totals(row for partition in before for row in partition.balances_of([account]))
+    new = totals(row for partition in after for row in partition.balances_of([account]))
+    for key in sorted(old.keys() | new.keys()):
+        change = Change(*key, old.get(key, NOTHING), new.get(key, NOTHING))
+        if change.before != change.after:
+            yield change
+
+
+def differences(actual: Replay, other: Replay) -> Iterator[Change]:
+    """Yield where two replays end otherwise, in order; `before` is of the actual one."""
+    found = merge(
+        ((row[:2], 0, row[2]) for row in actual.rows()),
+        ((row[:2], 1, row[2]) for row in other.rows()),
+        key=itemgetter(0, 1),
+    )
+    for (account, asset), group in groupby(found, key=itemgetter(0)):
+        sides = {side: total for _, side, total in group}
+        change = Change(account, asset, sides.get(0, NOTHING), sides.get(1, NOTHING))
+        if change.before != change.after:
+            yield change

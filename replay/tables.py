@@ -11,12 +11,15 @@ from rich.markup import escape
 
 from ledger.amounts import plain
 from ledger.comparison import Difference
-from ledger.console import out, print_table
+from ledger.console import harmless, out, print_table
 from ledger.events import INPUT_TOPICS
 from ledger.positions import format_positions
 from ledger.projections.partition import VERDICTS
-from replay.results import PartitionReplay, Replay, Shown
+from replay.assertions import Outcome
+from replay.proof import Proof
+from replay.results import Change, PartitionReplay, Replay, Shown
 from replay.verify import Verification
+from replay.whatif import WhatIf
 
 ROWS: Final = 20
 """Rows of a table before the rest is only counted."""
@@ -82,33 +85,91 @@ def _counts(replay: Replay) -> None:
     )
 
 
+_CHANGE_COLUMNS: Final = ("account", "asset", "balance", "change", "hold", "change of hold")
+
+
 def _changes(replay: Replay, shown: Shown) -> None:
     changes = [c for c in replay.changes() if (c.account, c.asset) in shown]
     if not changes:
         where = " shown here" if shown.accounts or shown.assets else ""
         out.print(f"The replayed records changed no balance and no hold{where}.")
         return
-    _print_first(
-        "What the replayed records changed",
-        ["account", "asset", "balance", "change", "hold", "change of hold"],
+    _print_changes("What the replayed records changed", changes)
+
+
+def _print_changes(title: str, changes: Sequence[Change]) -> None:
+    rows = [
+        [
+            change.account,
+            change.asset,
+            plain(change.after.balance),
+            _signed(plain(change.balance)),
+            plain(change.after.hold),
+            _signed(plain(change.hold)),
+        ]
+        for change in changes
+    ]
+    _print_first(title, _CHANGE_COLUMNS, rows, right=_CHANGE_COLUMNS[2:])
+
+
+def show_what_if(what_if: WhatIf, differences: Iterable[Change], shown: Shown) -> None:
+    """Print which rules held, and what would be otherwise by them."""
+    print_table("What if", ["rule", "records"], what_if.matched.items(), right=["records"])
+    differing = [c for c in differences if (c.account, c.asset) in shown]
+    if differing:
+        _print_changes("What would differ from what was", differing)
+    else:
+        out.print("No balance and no hold would differ.")
+
+
+def show_proof(proof: Proof) -> None:
+    """Print what was proven of snapshots, and what was found."""
+    print_table(
+        "Snapshots",
+        ["partition", "proven from", "proven", "not proven", "newest proven"],
         [
             [
-                change.account,
-                change.asset,
-                plain(change.after.balance),
-                _signed(plain(change.balance)),
-                plain(change.after.hold),
-                _signed(plain(change.hold)),
+                part.partition,
+                part.base or "",
+                len(part.proven),
+                len(part.unproven),
+                part.proven[-1].name if part.proven else "",
             ]
-            for change in changes
+            for part in proof.partitions.values()
         ],
-        right=["balance", "change", "hold", "change of hold"],
+        right=["partition", "proven", "not proven"],
     )
+    for finding in proof.findings:
+        colour = "yellow" if finding.is_note else "bold red"
+        out.print(f"[{colour}]{finding.kind}[/]: {escape(harmless(finding.sentence))}")
+    proven = sum(len(part.proven) for part in proof.partitions.values())
+    if proof.match:
+        out.print(f"[green]All is proven[/]: {proven:,} snapshots.")
+    else:
+        out.print("[bold red]Snapshots and topics do not agree.[/]")
+
+
+def show_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Print the assertions that do not hold, and how many do."""
+    failed = [outcome for outcome in outcomes if not outcome.holds]
+    if failed:
+        print_table(
+            "Do not hold",
+            ["where", "assertion", "found"],
+            [[o.assertion.place, o.assertion.text, plain(o.found)] for o in failed],
+            right=["found"],
+        )
+    colour = "bold red" if failed else "green"
+    out.print(f"[{colour}]{len(outcomes) - len(failed)} of {len(outcomes)} assertions hold.[/]")
 
 
 def _balances(replay: Replay, shown: Shown) -> None:
     columns = ["account", "asset", "balance", "hold", "available", "debits", "credits"]
-    rows = [total.as_json(*row) for row, total in replay.after.items() if row in shown]
+    rows = [
+        total.as_json(account, asset)
+        for account, asset, total in replay.rows()
+        if (account, asset) in shown
+    ]
     if not rows:
         out.print("No such account and asset in the ledger.")
         return
@@ -141,7 +202,7 @@ def _digests(replay: Replay) -> None:
         right=["partition"],
     )
     if not chained:
-        out.print("No log digests: they cover a log from its beginning, which base 'empty' leaves.")
+        out.print("No log digests: this state is not the ledger's own.")
     if any(any(mark.values()) for mark in replay.start.values()):
         out.print(f"From {format_positions(replay.start)}")
     out.print(f"Watermark {format_positions(replay.watermarks)}")

@@ -6,22 +6,26 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import msgspec
 import pytest
 from confluent_kafka import TopicPartition
 
 from ledger.console import COULD_NOT_RUN, DIFFERENT, FINE
+from ledger.digests import GENESIS
 from ledger.errors import InputError
 from ledger.events import INPUT_TOPICS, RULES_VERSION
 from ledger.kafka import BALANCES, DEAD_LETTERS
 from ledger.partitioner import partition_of
 from ledger.positions import Watermarks, format_positions
 from ledger.projections.accounts import Texts
-from ledger.projections.partition import Origin, Partition
+from ledger.projections.entries import META_KEY, balances_key
+from ledger.projections.partition import Header, Origin, Partition
 from ledger.published import (
     MARK_KEY,
     Mark,
@@ -33,6 +37,7 @@ from ledger.published import (
 from ledger.rebuild import Rebuilder
 from ledger.settings import Settings
 from ledger.snapshots import SnapshotFile, Snapshots
+from ledger.store import MemoryStore
 from replay import cli
 from replay.request import Request
 from replay.results import PartitionReplay, Replay
@@ -175,20 +180,44 @@ def test_a_start_by_offset_and_an_end_by_time_go_together() -> None:
 # --- books that do not balance -------------------------------------------------------------------
 
 
-def partition_replay(number: int, **changes: Any) -> PartitionReplay:
-    zero = dict.fromkeys(INPUT_TOPICS, 0)
-    empty = PartitionReplay(
-        number, "genesis", zero, zero, no_counts(), "00" * 32, None, {}, {}, zero, zero
+ORIGIN = Origin("cluster", {"orders": "o", "fills": "f", "transfers": "t"}, 2)
+ZERO = dict.fromkeys(INPUT_TOPICS, 0)
+AT = {"orders": 3, "fills": 2, "transfers": 1}
+ROWS: dict[str, Texts] = {"a": {"USD": ("1", "5", "0")}, "@external": {"USD": ("5", "1", "0")}}
+
+
+def state_of(rows: dict[str, Texts], watermark: dict[str, int]) -> Partition:
+    """Return a state that no records made."""
+    chains = dict.fromkeys(INPUT_TOPICS, GENESIS.hex())
+    header = Header(
+        rules_version=RULES_VERSION,
+        partition=0,
+        origin=ORIGIN,
+        watermark=watermark,
+        counts=no_counts(),
+        log_digests=chains,
+        tips={},
+        total="0",
     )
-    return replace(empty, **changes)
+    entries = {balances_key(account).encode(): encode(texts) for account, texts in rows.items()}
+    store = MemoryStore({META_KEY: msgspec.json.encode(header), **entries})
+    return Partition(0, store, partition_of, ORIGIN)
+
+
+def replay_of(rows: dict[str, Texts]) -> PartitionReplay:
+    return PartitionReplay(
+        "genesis", ZERO, state_of({}, ZERO), state_of(rows, AT), None, True, ZERO
+    )
 
 
 @pytest.mark.parametrize("arguments", [(), ("--json",)])
 def test_books_that_do_not_balance_are_exit_code_1(
     replay: RunReplay, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
-    found = Replay({0: partition_replay(0, after={"a": {"USD": ("0", "5", "0")}})}, 0.1)
-    monkeypatch.setattr(cli, "_run", lambda cluster, request: (found, None))
+    found = Replay({0: replay_of({"a": {"USD": ("0", "5", "0")}})}, 0.1)
+    monkeypatch.setattr(cli, "Topics", MagicMock())
+    monkeypatch.setattr(cli, "span_of", MagicMock())
+    monkeypatch.setattr(cli, "_replayed", lambda *_: nullcontext((found, None)))
     ran = replay(Settings(kafka="127.0.0.1:1"), *arguments)
     assert ran.code == DIFFERENT
     if arguments:
@@ -199,11 +228,16 @@ def test_books_that_do_not_balance_are_exit_code_1(
 
 # --- comparing published tables ------------------------------------------------------------------
 
-ORIGIN = Origin("cluster", {"orders": "o", "fills": "f", "transfers": "t"}, 2)
-AT = {"orders": 3, "fills": 2, "transfers": 1}
-ROWS: dict[str, Texts] = {"a": {"USD": ("1", "5", "0")}, "@external": {"USD": ("5", "1", "0")}}
-MARK = Mark(AT, "00" * 32, RULES_VERSION, ORIGIN.topic_ids, ORIGIN.partitions, no_counts(), {})
-REPLAYED = partition_replay(0, watermark=AT, after=ROWS)
+REPLAYED = replay_of(ROWS)
+MARK = Mark(
+    AT,
+    REPLAYED.state_digest,
+    RULES_VERSION,
+    ORIGIN.topic_ids,
+    ORIGIN.partitions,
+    no_counts(),
+    {},
+)
 
 
 def compared(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ledger.errors import DamagedState, StateError, StateInUse
 from ledger.rocks import RocksStore
-from ledger.store import MemoryStore, Store
+from ledger.store import MemoryStore, PastStore, Store, note_replaced
 
 KEYS = st.binary(min_size=1, max_size=4)
 CHANGES = st.dictionaries(KEYS, st.none() | st.binary(max_size=8), max_size=6)
@@ -158,3 +158,28 @@ def test_a_place_that_cannot_be_a_directory_is_no_damage(tmp_path: Path) -> None
     with pytest.raises(StateError, match=r"file/state cannot be used") as raised:
         RocksStore(tmp_path / "file" / "state")
     assert type(raised.value) is StateError
+
+
+PAST_KEYS = st.sampled_from([b"a\0b", b"a\0o1", b"b\0b", b"\0meta", b"c"])
+PAST_CHANGES = st.dictionaries(PAST_KEYS, st.one_of(st.none(), st.binary(min_size=1, max_size=2)))
+
+
+@given(st.lists(PAST_CHANGES, max_size=4), st.lists(PAST_CHANGES, max_size=4))
+def test_the_past_is_seen_as_it_was(
+    before: list[dict[bytes, bytes | None]], after: list[dict[bytes, bytes | None]]
+) -> None:
+    store, replaced = MemoryStore(), MemoryStore()
+    for changes in before:
+        store.write(changes)
+    then = dict(store.scan())
+    for changes in after:
+        note_replaced(store, changes, replaced)
+        store.write(changes)
+    past = PastStore(store, replaced)
+    for prefix in (b"", b"a", b"a\0", b"b", b"x"):
+        wanted = sorted((k, v) for k, v in then.items() if k.startswith(prefix))
+        assert list(past.scan(prefix)) == wanted
+    for key in (b"a\0b", b"a\0o1", b"b\0b", b"\0meta", b"c", b"x"):
+        assert past.get(key) == then.get(key)
+    with pytest.raises(AssertionError, match="past"):
+        past.write({b"a": b""})

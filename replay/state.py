@@ -1,0 +1,124 @@
+"""States that a replay keeps on disk, so that several processes make them and later runs go on."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+
+from ledger.errors import InputError, StateInUse
+from ledger.events import RULES_VERSION
+from ledger.objects import keep_on_disk
+from ledger.positions import Watermarks, format_positions
+from ledger.projections.partition import Origin
+from ledger.rebuild import Base, Entries
+from ledger.rocks import RocksStore
+from ledger.states import make_state, put_in_place, tidy
+
+_ABOUT: Final = "replay.json"
+
+
+class About(msgspec.Struct, frozen=True):
+    """What a directory's states are: which replay they belong to, wherever it ends."""
+
+    rules_version: int
+    origin: Origin
+    base: str
+    start: str
+
+
+class StateFiles:
+    """The stores of partitions in a directory (a `ledger.rebuild.Stores`)."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._stores: dict[Path, RocksStore] = {}
+
+    def path(self, number: int) -> Path:
+        """Return where a partition's state is."""
+        return self._directory / f"p{number}"
+
+    def store(self, number: int) -> RocksStore:
+        """Return a partition's store, with what an earlier run left in it."""
+        path = self.path(number)
+        if path not in self._stores:
+            tidy(path)
+        return self._open(path)
+
+    def restored(self, number: int, entries: Entries) -> RocksStore:
+        """Return a partition's store with the entries of a snapshot; if they fail, it is empty."""
+        path = self.path(number)
+        make_state(path, entries)
+        if path in self._stores:
+            self._stores.pop(path).close()
+        put_in_place(path)
+        return self._open(path)
+
+    def replaced(self, number: int) -> RocksStore:
+        """Return the store for what a partition's entries were at the start."""
+        return self._open(self._directory / f"p{number}-before")
+
+    def _open(self, path: Path) -> RocksStore:
+        if path not in self._stores:
+            self._stores[path] = RocksStore(path)
+        return self._stores[path]
+
+    def close(self) -> None:
+        """Close all stores; what was settled stays."""
+        for store in self._stores.values():
+            store.close()
+        self._stores = {}
+
+
+def claim_directory(
+    directory: Path, origin: Origin, base: Base, start: Watermarks, partitions: Iterable[int]
+) -> IO[str]:
+    """Return the lock on a directory that holds, or from now on will hold, this replay's states.
+
+    Raises:
+        InputError: it holds another replay's, or something else, or cannot be used.
+        StateInUse: another process uses it.
+    """
+    named = {number: start[number] for number in sorted(partitions)}
+    about = About(RULES_VERSION, origin, base, format_positions(named))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("a")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _check(directory, about)
+        except BaseException:
+            lock.close()
+            raise
+    except BlockingIOError as error:
+        raise StateInUse(f"Another replay works in {directory}. Wait for its end.") from error
+    except OSError as error:
+        raise InputError(f"{directory} cannot be used for states: {error}.") from error
+    return lock
+
+
+def _check(directory: Path, about: About) -> None:
+    file = directory / _ABOUT
+    if file.exists():
+        try:
+            found = msgspec.json.decode(file.read_bytes(), type=About)
+        except msgspec.DecodeError as error:
+            raise InputError(f"{file} is damaged ({error}). Use another directory.") from error
+        for name in About.__struct_fields__:
+            there, wanted = getattr(found, name), getattr(about, name)
+            if there != wanted:
+                raise InputError(
+                    f"{directory} holds the states of another replay: its {name} is {there}, this "
+                    f"one's is {wanted}. Use another directory, or the same options."
+                )
+        return
+    if any(path.name != "lock" for path in directory.iterdir()):
+        raise InputError(f"{directory} holds something else than states. Use another directory.")
+    unfinished = file.with_suffix(".new")
+    unfinished.write_bytes(msgspec.json.encode(about))
+    keep_on_disk(unfinished)
+    unfinished.rename(file)
+    keep_on_disk(directory)

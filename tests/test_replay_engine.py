@@ -1,0 +1,287 @@
+"""Replays in several processes, on disk, interrupted, under other rules, and what they write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.console import COULD_NOT_RUN, DIFFERENT, FINE
+from ledger.events import INPUT_TOPICS
+from ledger.positions import Watermarks
+from ledger.settings import Settings
+from replay.engine import Job, _groups
+from replay.engine import replay as run_replay
+from replay.request import Span
+from tests.reference import Reference
+from tests.support import BITSTAMP, cluster_of, lines_of, publish
+from tests.test_replay import RunReplay, deposit, rebuilt, write_snapshots
+from tests.test_replay import replay as replay  # a fixture
+from tests.test_worker import all_records
+
+pytestmark = pytest.mark.integration
+
+SAME = (
+    "balances",
+    "watermarks",
+    "counts",
+    "state_digest",
+    "partition_digests",
+    "log_digest",
+    "conservation",
+    "from",
+    "to",
+    "records_replayed",
+    "changed",
+)
+"""What does not depend on how a replay was carried out."""
+
+
+@pytest.fixture
+def hour(settings: Settings) -> Settings:
+    """A ledger with the Bitstamp hour in its topics."""
+    publish(settings, lines_of(BITSTAMP))
+    return settings
+
+
+def same(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: found[name] for name in SAME}
+
+
+@given(
+    st.lists(st.integers(0, 1_000_000), min_size=1, max_size=40),
+    st.one_of(st.none(), st.integers(1, 50)),
+)
+def test_every_partition_is_replayed_by_one_process(
+    sizes: list[int], processes: int | None
+) -> None:
+    ends: Watermarks = {n: dict.fromkeys(INPUT_TOPICS, size) for n, size in enumerate(sizes)}
+    job = Job("", Settings(), None, Span({}, ends), "genesis")  # type: ignore[arg-type]
+    groups = _groups(job, processes)
+    assert sorted(number for group in groups for number in group) == list(ends)
+    assert len(groups) <= max(1, len(sizes) if processes is None else min(processes, len(sizes)))
+
+
+@pytest.mark.parametrize("start", ["earliest", "300", "fills:3=10"])
+def test_processes_and_states_on_disk_give_the_same(
+    hour: Settings, replay: RunReplay, tmp_path: Path, start: str
+) -> None:
+    write_snapshots(
+        hour, rebuilt(hour, {n: dict.fromkeys(INPUT_TOPICS, 8) for n in range(8)}).values()
+    )
+    for base in ("snapshot", "genesis", "empty"):
+        options = ("--json", "--from-offset", start, "--base", base)
+        in_memory = replay(hour, *options, "--processes", "1")
+        assert in_memory.code == FINE, in_memory.err
+        assert in_memory.json["changed"]
+        directory = tmp_path / base
+        for more in (("--processes", "2"), ("--state", str(directory)), ("--processes", "8")):
+            ran = replay(hour, *options, *more)
+            assert ran.code == FINE, ran.err
+            assert same(ran.json) == same(in_memory.json), (base, more)
+        again = replay(hour, *options, "--processes", "2", "--state", str(directory))
+        assert same(again.json) == same(in_memory.json)
+        assert not any(sum(topic.values()) for topic in again.json["records_read"].values())
+
+
+class _Interrupted(Exception):  # noqa: N818 - a test's own
+    pass
+
+
+def interrupt_after(batches: int) -> Callable[[int], None]:
+    left = [batches]
+
+    def progress(_: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise _Interrupted
+
+    return progress
+
+
+@pytest.mark.parametrize("start", [0, 200])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_replay_that_is_interrupted_anywhere_goes_on_to_the_same(
+    hour: Settings, tmp_path: Path, start: int, processes: int
+) -> None:
+    cluster = cluster_of(hour)
+    origin = cluster.origin()
+    ends = {n: part.watermark for n, part in rebuilt(hour).items()}
+    begin = {n: {t: min(start, o) for t, o in mark.items()} for n, mark in ends.items()}
+    assert hour.kafka is not None
+    job = Job(hour.kafka, hour, origin, Span(begin, ends), "genesis")
+
+    def run(directory: Path | None, progress: Callable[[int], None]) -> Any:
+        with run_replay(
+            job, processes=processes, directory=directory, warn=pytest.fail, progress=progress
+        ) as found:
+            return (
+                found.state_digest,
+                found.records_replayed,
+                list(found.changes()),
+                list(found.rows()),
+                [part.before.state_digest() for part in found.partitions.values()],
+            )
+
+    whole = run(None, lambda _: None)
+    interrupted = 0
+    for batches in (0, 1, 2, 3, 5, 8, 13, 21, 1000):
+        try:
+            found = run(tmp_path / "state", interrupt_after(batches))
+        except _Interrupted:
+            interrupted += 1
+        else:
+            assert found == whole
+    assert interrupted >= 3
+    assert found == whole
+
+
+def test_a_directory_of_another_replay_is_refused(
+    settings: Settings, replay: RunReplay, tmp_path: Path
+) -> None:
+    publish(settings, (deposit("alice", number) for number in range(20)))
+    state = str(tmp_path / "state")
+    assert replay(settings, "--state", state).code == FINE
+    for options, sentence in (
+        (("--base", "genesis"), "its base is snapshot, this one's is genesis"),
+        (("--from-offset", "5"), "its start is"),
+        (("--to-offset", "5"), "beyond the end that was asked for"),
+        (("--to-offset", "5", "--processes", "2"), "beyond the end that was asked for"),
+    ):
+        ran = replay(settings, "--state", state, *options)
+        assert ran.code == COULD_NOT_RUN
+        assert sentence in ran.err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("")
+    assert "something else" in replay(settings, "--state", str(tmp_path / "other")).err
+    publish(settings, (deposit("alice", number) for number in range(20, 30)))
+    more = replay(settings, "--state", state, "--json").json  # new records: it goes on
+    assert sum(sum(topic.values()) for topic in more["records_read"].values()) == 10
+    assert same(more) == same(replay(settings, "--json").json)
+
+
+def test_what_if_an_account_had_not_been_there(
+    hour: Settings, replay: RunReplay, tmp_path: Path
+) -> None:
+    naive = Reference(8)
+    offsets: dict[tuple[str, int], int] = {}
+    for topic, partition, record in all_records(cluster_of(hour)):
+        if record.key != b"trader-64":
+            offset = offsets.setdefault((topic, partition), 0)
+            offsets[topic, partition] += 1
+            naive.apply(topic, partition, offset, record.key, record.value)
+    actual = replay(hour, "--json").json
+    for processes in ("1", "2"):
+        ran = replay(hour, "--json", "--ignore-account", "trader-64", "--processes", processes)
+        assert ran.code == FINE
+        found = ran.json
+        rows = {
+            (row["account"], row["asset"]): tuple(
+                Decimal(row[name]) for name in ("debits", "credits", "hold")
+            )
+            for row in found["balances"]
+            if not row["account"].startswith("@")
+        }
+        wanted = {
+            (account, asset): amounts
+            for number in range(8)
+            for account, row in naive.balances_of_partition(number).items()
+            for asset, amounts in row.items()
+            if not account.startswith("@")
+        }
+        assert rows == wanted
+        assert found["log_digest"] is None
+        assert found["what_if"]["matched"] == {
+            "--ignore-account trader-64": sum(
+                record.key == b"trader-64" for _, _, record in all_records(cluster_of(hour))
+            )
+        }
+        before = {(row["account"], row["asset"]): row for row in actual["balances"]}
+        gone = [one for one in found["what_if"]["differences"] if one["account"] == "trader-64"]
+        assert {one["asset"] for one in gone} == {"USD", "BTC"}
+        for one in gone:
+            assert one["before"]["balance"] == before["trader-64", one["asset"]]["balance"]
+            assert one["after"]["balance"] == "0"
+    people = replay(hour, "--ignore-account", "trader-64")
+    assert "What would differ from what was" in people.out
+    assert "matched no record" in replay(hour, "--ignore-account", "nobody").err
+    for options in (("--verify",), ("--state", str(tmp_path / "s"))):
+        ran = replay(hour, "--ignore-account", "trader-64", *options)
+        assert ran.code == COULD_NOT_RUN
+
+
+def test_tables_plot_proof_and_assertions_of_one_state(
+    hour: Settings, replay: RunReplay, tmp_path: Path
+) -> None:
+    write_snapshots(hour, rebuilt(hour).values())
+    out, plot = tmp_path / "out", tmp_path / "a.svg"
+    ran = replay(
+        hour, "--json", "--out", str(out), "--journal", "--plot", str(plot), "--account",
+        "trader-64",
+    )  # fmt: skip
+    assert ran.code == FINE, ran.err
+    manifest = json.loads((out / "manifest.json").read_text())
+    for name in ("state_digest", "log_digest", "counts", "conservation", "to"):
+        assert manifest[name] == ran.json[name]
+    rows = pq.read_table(out / "balances.parquet").to_pylist()
+    assert rows == ran.json["balances"]
+    for table in manifest["tables"].values():
+        content = (out / table["file"]).read_bytes()
+        assert hashlib.sha256(content).hexdigest() == table["sha256"]
+    assert plot.read_text().startswith("<?xml")
+    assert replay(hour, "--out", str(out)).code == COULD_NOT_RUN  # it is there
+
+    proof = replay(hour, "verify", "--json")
+    assert (proof.code, proof.json["match"], proof.json["proven"]) == (FINE, True, 8)
+    assert "All is proven" in replay(hour, "verify").out
+
+    (usd,) = (row for row in rows if row["asset"] == "USD")
+    lines = tmp_path / "books.txt"
+    lines.write_text(f"trader-64 USD = {usd['balance']}\ntrader-64 USD hold = {usd['hold']}\n")
+    assert replay(hour, "assert", str(lines)).code == FINE
+    lines.write_text(f"trader-64 USD = {usd['balance']}\n@fees USD = 317.63  # a cent more\n")
+    ran = replay(hour, "assert", str(lines), "--json")
+    assert (ran.code, ran.json["failed"]) == (DIFFERENT, 1)
+    assert ran.json["assertions"][1]["found"] == "317.62"
+    assert "1 of 2 assertions hold" in replay(hour, "assert", str(lines)).out
+    lines.write_text("trader-64 = 1\n")
+    assert replay(hour, "assert", str(lines)).code == COULD_NOT_RUN
+
+
+def test_a_damaged_snapshot_is_found_by_verify(settings: Settings, replay: RunReplay) -> None:
+    publish(settings, (deposit("alice", number) for number in range(20)))
+    files = write_snapshots(settings, rebuilt(settings).values())
+    path = Path(files[0].path)
+    path.write_bytes(path.read_bytes()[:-20])
+    ran = replay(settings, "verify", "--json")
+    assert ran.code == DIFFERENT
+    (finding,) = ran.json["findings"]
+    assert finding["kind"] == "damaged_snapshot"
+    assert files[0].name in finding["sentence"]
+    assert "damaged_snapshot" in replay(settings, "verify").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("--format", "csv"), "--out"),
+        (("--journal",), "--out"),
+        (("--plot", "a.svg"), "--account"),
+        (("--plot", "a.gif", "--account", "a"), ".png or an .svg"),
+        (("assert", "nowhere.txt"), "cannot be read"),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused_before_anything_is_read(
+    replay: RunReplay, arguments: tuple[str, ...], sentence: str
+) -> None:
+    ran = replay(Settings(kafka="127.0.0.1:1"), *arguments)
+    assert ran.code == COULD_NOT_RUN
+    assert sentence in ran.err
