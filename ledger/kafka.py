@@ -475,10 +475,12 @@ class Cluster:
             reached: dict[Slot, int] = {}
             unreadable: dict[Slot, UnreadableRecords] = {}
             for message in messages:
+                error = message.error()
+                if error is not None and message.topic() is None:  # of the client as a whole
+                    raise UnreachableError("Kafka", self.bootstrap, error.str())
                 slot = (names[str(message.topic())], int(message.partition() or 0))
                 if slot in unreadable:
                     continue
-                error = message.error()
                 offset = int(message.offset() or 0)
                 if error is not None:
                     if error.code() == KafkaError._PARTITION_EOF:
