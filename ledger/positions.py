@@ -133,8 +133,12 @@ def clamped(marks: Mapping[int, Watermark], limits: Mapping[int, Watermark]) -> 
     }
 
 
-def require_order(start: Mapping[int, Watermark], end: Mapping[int, Watermark]) -> None:
-    """Check that no partition ends before it starts.
+def require_order(
+    start: Mapping[int, Watermark],
+    end: Mapping[int, Watermark],
+    mend: str = "Move --to-offset or --to-time up, or --from-offset or --from-time down.",
+) -> None:
+    """Check that no partition ends before it starts; `mend` says what a person can do.
 
     Raises:
         InputError: one does; it names it.
@@ -145,8 +149,7 @@ def require_order(start: Mapping[int, Watermark], end: Mapping[int, Watermark]) 
             if stop < first:
                 raise InputError(
                     f"{topic}:{partition}: the end, offset {stop}, is before the start, offset "
-                    f"{first}. Move --to-offset or --to-time up, or --from-offset or --from-time "
-                    "down."
+                    f"{first}. {mend}"
                 )
 
 

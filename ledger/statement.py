@@ -6,7 +6,7 @@ no journal of its own and cannot disagree with the balances.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
@@ -114,9 +114,17 @@ def entries_of(partition: Partition) -> Iterator[Entry]:
             yield from _transfer_entries(partition, account)
 
 
-def running(entries: Iterable[Entry], account: str) -> Iterator[tuple[Entry, Posting, Decimal]]:
-    """Yield each line of the account with its entry and the account's balance after it."""
-    balances: dict[str, Decimal] = {}
+def running(
+    entries: Iterable[Entry], account: str, opening: Mapping[str, Decimal] | None = None
+) -> Iterator[tuple[Entry, Posting, Decimal]]:
+    """Yield each line of the account with its entry and the account's balance after it.
+
+    Args:
+        entries: of a statement, in order.
+        account: whose.
+        opening: by asset the balances before them; none where they begin with the first.
+    """
+    balances = dict(opening or {})
     for entry in entries:
         for posting in entry.postings:
             if posting.account == account:

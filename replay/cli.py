@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -13,12 +13,12 @@ from ledger import console
 from ledger.errors import InputError
 from ledger.journal import is_system
 from ledger.partitioner import partition_of
-from ledger.positions import format_positions
+from ledger.positions import format_positions, require_order
 from ledger.settings import load_settings
 from ledger.statement import statement
 from replay import options, proof
 from replay.assertions import evaluate, parse
-from replay.document import document, manifest
+from replay.document import diff_document, document, manifest, statement_document
 from replay.engine import Job
 from replay.engine import replay as run_replay
 from replay.export import (
@@ -32,13 +32,25 @@ from replay.export import (
     order_rows,
     require_new,
 )
-from replay.request import Request, span_of
+from replay.request import Request, Span, span_of
 from replay.results import Replay, Shown, differences
-from replay.tables import show, show_outcomes, show_proof, show_what_if
+from replay.tables import (
+    show,
+    show_diff,
+    show_entries,
+    show_outcomes,
+    show_proof,
+    show_what_if,
+)
 from replay.topics import Topics
 from replay.verify import published_watermarks
 from replay.verify import verify as compare
 from replay.whatif import WhatIf
+
+_WATERMARK: Final = (
+    "N, TOPIC=N or TOPIC:PARTITION=N (next offsets, joined by commas; partitions not named stand "
+    "at their end), 'earliest', 'latest', or an RFC 3339 time."
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -205,6 +217,60 @@ def _plot(path: Path, account: str, result: Replay, shown: Shown) -> None:
         shown.assets,
     )
     console.say(f"Written: {path}.")
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="FROM", help=_WATERMARK)],
+    second: Annotated[str, typer.Argument(metavar="TO", help="The same, not before FROM.")],
+    account: options.Accounts = None,
+    asset: options.Assets = None,
+    processes: options.Processes = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what changed between two positions: per account and asset, and by which records.
+
+    Entries of a system account, of which there are as many as of all others together, are shown
+    where it is named with --account.
+    """
+    topics = Topics(load_settings())
+    topics.require_tables()
+    ends = topics.ends("snapshot")
+    span = Span(topics.at(first, ends, "FROM"), topics.at(second, ends, "TO"))
+    require_order(span.start, span.end, "Give the earlier position first.")
+    shown = Shown(account or (), asset or ())
+    with _replayed(topics, topics.job(span, "snapshot"), None, processes, None) as (result, _):
+        if as_json:
+            console.print_json(diff_document(result, shown))
+        else:
+            show_diff(result, shown)
+
+
+@app.command("statement")
+def show_statement(
+    account: Annotated[str, typer.Argument(help="A customer's or a system account.")],
+    from_offset: options.FromOffset = None,
+    to_offset: options.ToOffset = None,
+    from_time: options.FromTime = None,
+    to_time: options.ToTime = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show what the records of a span posted to an account, and its balances before and after.
+
+    In order of the events' own time, with the position of each record.
+    """
+    request = Request(from_offset or (), from_time, to_offset or (), to_time)
+    request.check()
+    topics = Topics(load_settings())
+    topics.require_tables()
+    job = topics.job(span_of(request, topics.rebuilder, topics.ends("snapshot")), request.base)
+    if not is_system(account):
+        job = job.part([partition_of(account.encode(), topics.origin.partitions)])
+    with _replayed(topics, job, None, 1, None) as (result, _):
+        if as_json:
+            console.print_json(statement_document(result, account))
+        else:
+            show_entries(result, account)
 
 
 @app.command()

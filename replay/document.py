@@ -1,4 +1,4 @@
-"""The JSON document of `replay --json`, and the manifest of `replay --out`."""
+"""The JSON documents of `replay`, and the manifest of its tables."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 from ledger.amounts import plain
 from ledger.events import INPUT_TOPICS, RULES_VERSION
+from ledger.journal import is_system
 from ledger.positions import format_positions
-from ledger.projections.partition import Origin
+from ledger.projections.partition import Origin, Partition
 from ledger.published import Total
 from ledger.rebuild import watermarks_json
-from replay.results import Change, PartitionReplay, Replay, Shown
+from replay.causes import entries_of_span, orders_of_span
+from replay.results import Change, PartitionReplay, Replay, Shown, totals_of
 from replay.verify import Verification
 from replay.whatif import WhatIf
 
@@ -57,6 +59,57 @@ def document(
             "differences": _changes(differences or (), shown),
         }
     return result
+
+
+def diff_document(replay: Replay, shown: Shown) -> dict[str, Any]:
+    """Return what `replay diff --json` prints: each change with the records behind it."""
+    changed = []
+    for change in replay.changes():
+        if (change.account, change.asset) in shown:
+            changed.append({**_change(change), **_causes(replay, change, shown)})
+    return {
+        "from": watermarks_json(replay.start),
+        "to": watermarks_json(replay.watermarks),
+        "records_replayed": _per_topic(replay, lambda part: part.records_replayed),
+        "changed": changed,
+    }
+
+
+def _causes(replay: Replay, change: Change, shown: Shown) -> dict[str, Any]:
+    account, asset = change.account, change.asset
+    if is_system(account) and account not in shown.accounts:
+        return {"entries": None, "orders": []}
+    parts = replay.parts_of(account)
+    return {
+        "entries": [
+            entry.as_json()
+            for entry in entries_of_span(parts, account)
+            if any((p.account, p.asset) == (account, asset) for p in entry.postings)
+        ],
+        "orders": [
+            order.as_json()
+            for part in parts
+            for order in orders_of_span(part, account)
+            if order.asset == asset
+        ],
+    }
+
+
+def statement_document(replay: Replay, account: str) -> dict[str, Any]:
+    """Return what `replay statement --json` prints."""
+    parts = replay.parts_of(account)
+    return {
+        "account": account,
+        "from": watermarks_json(replay.start),
+        "to": watermarks_json(replay.watermarks),
+        "opening": _rows(account, (part.before for part in parts)),
+        "entries": [entry.as_json() for entry in entries_of_span(parts, account)],
+        "closing": _rows(account, (part.after for part in parts)),
+    }
+
+
+def _rows(account: str, states: Iterable[Partition]) -> list[dict[str, str]]:
+    return [total.as_json(*key) for key, total in totals_of(account, states).items()]
 
 
 def manifest(

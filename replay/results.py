@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import cached_property
 from heapq import merge
-from itertools import groupby, repeat
+from itertools import groupby
 from operator import itemgetter
 from types import TracebackType
 from typing import Self
@@ -17,10 +17,11 @@ from ledger.amounts import ZERO, add, subtract
 from ledger.digests import ledger_digest
 from ledger.events import INPUT_TOPICS
 from ledger.journal import is_system
+from ledger.partitioner import partition_of
 from ledger.positions import Watermarks
 from ledger.projections.entries import BALANCES_KIND, split_key
 from ledger.projections.partition import Counts, Partition, Watermark
-from ledger.published import Total, add_counts, totals
+from ledger.published import Total, Totals, add_counts, totals
 from ledger.store import Store
 
 NOTHING = Total(ZERO, ZERO, ZERO)
@@ -206,28 +207,27 @@ class Replay:
 
     def changes(self) -> Iterator[Change]:
         """Yield what the replayed records changed, in order of account and asset."""
-        found = merge(
-            *(zip(part.changed(), repeat(number)) for number, part in self.partitions.items())
-        )
-        for account, group in groupby(found, key=itemgetter(0)):
-            # Of a system account every partition has a part, also those where it did not change.
-            numbers = self.partitions if is_system(account) else [number for _, number in group]
-            parts = [self.partitions[number] for number in numbers]
-            yield from changes_of(
-                account, (part.before for part in parts), (part.after for part in parts)
-            )
+        found = merge(*(part.changed() for part in self.partitions.values()))
+        for account, _ in groupby(found):
+            parts = self.parts_of(account)
+            old = totals_of(account, (part.before for part in parts))
+            new = totals_of(account, (part.after for part in parts))
+            for key in sorted(old.keys() | new.keys()):
+                change = Change(*key, old.get(key, NOTHING), new.get(key, NOTHING))
+                if change.before != change.after:
+                    yield change
+
+    def parts_of(self, account: str) -> list[PartitionReplay]:
+        """Return the partitions that know an account: a system account has a part in each."""
+        if is_system(account) or len(self.partitions) == 1:
+            return list(self.partitions.values())
+        (some, *_) = self.partitions.values()
+        return [self.partitions[partition_of(account.encode(), some.after.origin.partitions)]]
 
 
-def changes_of(
-    account: str, before: Iterable[Partition], after: Iterable[Partition]
-) -> Iterator[Change]:
-    """Yield how an account's totals differ between states, in order of assets."""
-    old = totals(row for partition in before for row in partition.balances_of([account]))
-    new = totals(row for partition in after for row in partition.balances_of([account]))
-    for key in sorted(old.keys() | new.keys()):
-        change = Change(*key, old.get(key, NOTHING), new.get(key, NOTHING))
-        if change.before != change.after:
-            yield change
+def totals_of(account: str, states: Iterable[Partition]) -> Totals:
+    """Return an account's totals, added up over partitions' states, in order of assets."""
+    return totals(row for state in states for row in state.balances_of([account]))
 
 
 def differences(actual: Replay, other: Replay) -> Iterator[Change]:

@@ -15,9 +15,11 @@ from ledger.console import harmless, out, print_table
 from ledger.events import INPUT_TOPICS
 from ledger.positions import format_positions
 from ledger.projections.partition import VERDICTS
+from ledger.statement import running
 from replay.assertions import Outcome
+from replay.causes import entries_of_span, orders_of_span
 from replay.proof import Proof
-from replay.results import Change, PartitionReplay, Replay, Shown
+from replay.results import Change, PartitionReplay, Replay, Shown, totals_of
 from replay.verify import Verification
 from replay.whatif import WhatIf
 
@@ -120,6 +122,73 @@ def show_what_if(what_if: WhatIf, differences: Iterable[Change], shown: Shown) -
         _print_changes("What would differ from what was", differing)
     else:
         out.print("No balance and no hold would differ.")
+
+
+def show_diff(replay: Replay, shown: Shown) -> None:
+    """Print what the records of a span changed, and of accounts that were named, which records."""
+    _changes(replay, shown)
+    for account in sorted(shown.accounts):
+        _entries(f"Entries of {account}", replay, account, shown)
+        changes = [o for part in replay.parts_of(account) for o in orders_of_span(part, account)]
+        if changes:
+            _print_first(
+                f"Orders of {account}",
+                ["order", "asset", "held", "holds", "records"],
+                [
+                    [
+                        change.order_id,
+                        change.asset or "",
+                        plain(change.before),
+                        plain(change.after),
+                        ", ".join(
+                            f"{e.type} {e.topic}:{e.partition}:{e.fact.offset}"
+                            for e in change.events
+                        ),
+                    ]
+                    for change in changes
+                ],
+                right=["held", "holds"],
+            )
+    out.print(f"From {format_positions(replay.start)}")
+    out.print(f"to {format_positions(replay.watermarks)}")
+
+
+def show_entries(replay: Replay, account: str) -> None:
+    """Print the entries of a span with the account's balances before, between and after."""
+    _entries(f"Statement of {account}", replay, account, Shown())
+    out.print(f"From {format_positions(replay.start)}")
+    out.print(f"to {format_positions(replay.watermarks)}")
+
+
+def _entries(title: str, replay: Replay, account: str, shown: Shown) -> None:
+    parts = replay.parts_of(account)
+    opening = {
+        asset: total.balance
+        for (_, asset), total in totals_of(account, (part.before for part in parts)).items()
+    }
+    rows = [
+        ["", "opening balance", asset, "", "", plain(balance), ""]
+        for asset, balance in opening.items()
+        if (account, asset) in shown
+    ]
+    rows += [
+        [
+            entry.occurred_at,
+            entry.type,
+            posting.asset,
+            plain(posting.debit) if posting.debit else "",
+            plain(posting.credit) if posting.credit else "",
+            plain(balance),
+            f"{entry.topic}:{entry.partition}:{entry.offset}",
+        ]
+        for entry, posting, balance in running(entries_of_span(parts, account), account, opening)
+        if (account, posting.asset) in shown
+    ]
+    columns = ["occurred_at", "type", "asset", "debit", "credit", "balance", "position"]
+    if rows:
+        print_table(title, columns, rows, right=["debit", "credit", "balance"])
+    else:
+        out.print(f"No entries of {escape(harmless(account))}.")
 
 
 def show_proof(proof: Proof) -> None:

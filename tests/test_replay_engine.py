@@ -285,3 +285,120 @@ def test_options_that_cannot_be_used_are_refused_before_anything_is_read(
     ran = replay(Settings(kafka="127.0.0.1:1"), *arguments)
     assert ran.code == COULD_NOT_RUN
     assert sentence in ran.err
+
+
+def posted(entries: list[dict[str, Any]], account: str, asset: str, side: str) -> Decimal:
+    return sum(
+        (
+            Decimal(posting[side])
+            for entry in entries
+            for posting in entry["postings"]
+            if (posting["account"], posting["asset"]) == (account, asset)
+        ),
+        Decimal(0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("100", "300"), ("earliest", "latest"), ("orders=50,fills=2,transfers=3", "orders=900")],
+)
+def test_the_records_behind_a_difference_add_up_to_it(
+    hour: Settings, replay: RunReplay, first: str, second: str
+) -> None:
+    ran = replay(hour, "diff", first, second, "--json")
+    assert ran.code == FINE, ran.err
+    found = ran.json
+    spans = replay(hour, "--from-offset", first, "--to-offset", second, "--json").json
+    if first != "orders=50,fills=2,transfers=3":  # there, what is not named stands at its end
+        assert (found["from"], found["to"]) == (spans["from"], spans["to"])
+        assert [
+            {name: one[name] for name in spans["changed"][0]} for one in found["changed"]
+        ] == spans["changed"]
+    customers = [one for one in found["changed"] if not one["account"].startswith("@")]
+    assert customers
+    for one in customers:
+        account, asset = one["account"], one["asset"]
+        for side in ("debits", "credits"):
+            grew = Decimal(one["after"][side]) - Decimal(one["before"][side])
+            assert posted(one["entries"], account, asset, side.removesuffix("s")) == grew
+        held = sum(
+            (Decimal(o["hold_after"]) - Decimal(o["hold_before"]) for o in one["orders"]),
+            Decimal(0),
+        )
+        assert held == Decimal(one["change"]["hold"])
+        assert all(order["events"] for order in one["orders"])
+        for entry in one["entries"]:
+            number = str(entry["partition"])
+            assert (
+                found["from"][entry["topic"]][number]
+                <= entry["offset"]
+                < found["to"][entry["topic"]][number]
+            )
+    assert all(one["entries"] is None for one in found["changed"] if one["account"][0] == "@")
+    fees = replay(hour, "diff", first, second, "--json", "--account", "@fees").json["changed"]
+    for one in fees:
+        assert posted(one["entries"], "@fees", one["asset"], "credit") == Decimal(
+            one["after"]["credits"]
+        ) - Decimal(one["before"]["credits"])
+
+
+def test_a_statement_of_a_span_leads_from_its_opening_to_its_closing_balances(
+    hour: Settings, replay: RunReplay
+) -> None:
+    for account in ("trader-64", "@clearing", "nobody"):
+        span = ("--from-offset", "200", "--to-offset", "1000")
+        found = replay(hour, "statement", account, *span, "--json").json
+        balances = {row["asset"]: Decimal(row["balance"]) for row in found["opening"]}
+        for row in found["closing"]:
+            asset = row["asset"]
+            change = posted(found["entries"], account, asset, "credit") - posted(
+                found["entries"], account, asset, "debit"
+            )
+            assert balances.get(asset, Decimal(0)) + change == Decimal(row["balance"])
+        assert bool(found["closing"]) == (account != "nobody")
+    assert "opening balance" in replay(hour, "statement", "trader-64", "--from-offset", "200").out
+    assert "No entries of nobody" in replay(hour, "statement", "nobody").out
+
+
+def test_all_amendments_of_an_order_are_behind_its_difference(
+    settings: Settings, replay: RunReplay
+) -> None:
+    """The first ones are kept with the order, the others as entries of their own."""
+    common = {
+        "version": 1,
+        "account": "alice",
+        "order_id": "o",
+        "occurred_at": "2024-01-01T00:00:00Z",
+    }
+    placed = {
+        **common,
+        "type": "order_placed",
+        "event_id": "e",
+        "instrument": "BTC-USD",
+        "side": "buy",
+        "order_type": "limit",
+        "quantity": "1",
+        "limit_price": "10",
+    }
+    amended = [
+        {**common, "type": "order_amended", "event_id": f"e{n}", "revision": n, "quantity": f"{n}"}
+        for n in range(1, 31)
+    ]
+    publish(settings, (json.dumps(event).encode() for event in [placed, *amended]))
+    (change,) = replay(settings, "diff", "5", "latest", "--json").json["changed"]
+    (order,) = change["orders"]
+    assert [event["offset"] for event in order["events"]] == list(range(5, 31))
+    assert (order["hold_before"], order["hold_after"]) == ("40", "300")
+
+
+def test_a_difference_is_shown_to_people_with_its_records(
+    hour: Settings, replay: RunReplay
+) -> None:
+    shown = replay(hour, "diff", "100", "latest", "--account", "trader-64").out
+    assert "Entries of trader-64" in shown
+    assert "order_placed orders:" in shown
+    ran = replay(hour, "diff", "300", "100")
+    assert ran.code == COULD_NOT_RUN
+    assert "Give the earlier position first" in ran.err
+    assert replay(hour, "diff", "100", "x").code == COULD_NOT_RUN

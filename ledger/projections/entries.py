@@ -62,7 +62,12 @@ def fill_key(account: str, order_id: str, fill_id: str) -> str:
 
 def amendment_key(account: str, order_id: str, revision: int) -> str:
     """Return the key of an amendment that an order no longer holds itself."""
-    return f"{account}\0a{order_id}\0{revision:020d}"
+    return f"{amendments_key(account, order_id)}{revision:020d}"
+
+
+def amendments_key(account: str, order_id: str) -> str:
+    """Return how the keys of all such amendments of an order begin."""
+    return f"{account}\0a{order_id}\0"
 
 
 def transfer_key(account: str, transfer_id: str) -> str:

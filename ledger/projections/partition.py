@@ -54,6 +54,7 @@ from ledger.projections.entries import (
     Transfer,
     amended_fact,
     amendment_key,
+    amendments_key,
     balances_key,
     bust_fact,
     closed_fact,
@@ -324,6 +325,13 @@ class Partition:
         if order.more_fills:
             for key, value in self._scan(fill_key(order.account, order.order_id, "")):
                 yield key.rpartition(b"\0")[2].decode(), _decode_execution(value)
+
+    def amendments(self, order: Order) -> Iterator[tuple[int, Amended]]:
+        """Yield all amendments of an order by their revision."""
+        yield from order.amendments.items()
+        if order.more_amendments:
+            for key, value in self._scan(amendments_key(order.account, order.order_id)):
+                yield int(key.rpartition(b"\0")[2]), _decode_amended(value)
 
     def transfers(self, account: str) -> Iterator[tuple[str, Transfer]]:
         """Yield the transfers of an account by their id, as of the last settled freeze."""
