@@ -14,7 +14,8 @@ from ledger.errors import InputError
 from ledger.journal import is_system
 from ledger.partitioner import partition_of
 from ledger.positions import format_positions, require_order
-from ledger.settings import load_settings
+from ledger.rebuild import Base
+from ledger.settings import Settings, load_settings
 from ledger.statement import statement
 from replay import options, proof
 from replay.assertions import evaluate, parse
@@ -34,6 +35,7 @@ from replay.export import (
 )
 from replay.request import Request, Span, span_of
 from replay.results import Replay, Shown, differences
+from replay.state import WorkerStates
 from replay.tables import (
     show,
     show_diff,
@@ -85,6 +87,8 @@ def replay(
     asset: options.Assets = None,
     processes: options.Processes = None,
     state: options.State = None,
+    into: options.Into = None,
+    workers: options.Workers = None,
     out: options.Out = None,
     form: options.Format = None,
     journal: options.Journal = False,
@@ -109,15 +113,18 @@ def replay(
         what_if = WhatIf.from_options(fees, ignore_account or (), without_event or ())
     _check_outputs(out, form, journal, plot, account or [])
     _check_what_if(what_if, verify, state)
+    settings = load_settings()
+    for_workers = _states_for_workers(into, workers, settings, state, base, what_if)
 
-    topics = Topics(load_settings())
+    topics = Topics(settings)
     published = topics.published() if verify else None
     if published is None:
         topics.require_tables()
     ends = topics.ends(base)
     marks = None if published is None else published_watermarks(published, topics.origin)
     job = topics.job(span_of(request, topics.rebuilder, ends, marks), base)
-    with _replayed(topics, job, what_if, processes, state) as (result, actual):
+    directory = state if for_workers is None else for_workers.unfinished
+    with _replayed(topics, job, what_if, processes, directory) as (result, actual):
         verification = None
         if published is not None:
             verification = compare(published, result.partitions, topics.origin, ends)
@@ -133,6 +140,9 @@ def replay(
         if plot is not None and account:
             _plot(plot, account[0], result, shown)
         balanced = result.is_balanced
+    if for_workers is not None:
+        for_workers.finish(range(topics.origin.partitions))
+        console.say(f"Made: start workers with LEDGER_STATE_DIR={into}.")
     for rule in [] if what_if is None else what_if.unmatched():
         console.warn(f"{rule} matched no record.")
     if not balanced or (verification is not None and not verification.match):
@@ -153,6 +163,28 @@ def _check_outputs(
         format_of(plot)
         if len(accounts) != 1:
             raise InputError("--plot draws one account: name it with --account.")
+
+
+def _states_for_workers(
+    into: Path | None,
+    workers: int | None,
+    settings: Settings,
+    state: Path | None,
+    base: Base,
+    what_if: WhatIf | None,
+) -> WorkerStates | None:
+    if into is None:
+        if workers is not None:
+            raise InputError("--workers says how many share the directory of --into: give that.")
+        return None
+    if state is not None:
+        raise InputError("--into and --state both say where states are kept: give one of them.")
+    if base == "empty" or what_if is not None:
+        raise InputError(
+            "Workers start from the ledger's own states: --into cannot be given with --base empty "
+            "or in a what-if."
+        )
+    return WorkerStates(into, settings, workers or 1)
 
 
 def _check_what_if(what_if: WhatIf | None, verify: bool, state: Path | None) -> None:

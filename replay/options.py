@@ -89,6 +89,18 @@ State = Annotated[
         show_default=False,
     ),
 ]
+Into = Annotated[
+    Path | None,
+    typer.Option(
+        help="Make a state directory (LEDGER_STATE_DIR) that workers start from.",
+        metavar="DIR",
+        show_default=False,
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --into: how many will share it; default 1.", show_default=False),
+]
 Out = Annotated[
     Path | None,
     typer.Option(

@@ -1,8 +1,9 @@
-"""States that a replay keeps on disk, so that several processes make them and later runs go on."""
+"""States that a replay keeps on disk: several processes make them, later runs or workers go on."""
 
 from __future__ import annotations
 
 import fcntl
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Final
@@ -16,6 +17,7 @@ from ledger.positions import Watermarks, format_positions
 from ledger.projections.partition import Origin
 from ledger.rebuild import Base, Entries
 from ledger.rocks import RocksStore
+from ledger.settings import Settings
 from ledger.states import make_state, put_in_place, tidy
 
 _ABOUT: Final = "replay.json"
@@ -122,3 +124,40 @@ def _check(directory: Path, about: About) -> None:
     keep_on_disk(unfinished)
     unfinished.rename(file)
     keep_on_disk(directory)
+
+
+class WorkerStates:
+    """A state directory that is being made for workers to start from."""
+
+    def __init__(self, directory: Path, settings: Settings, workers: int) -> None:
+        """Name the directory; nothing is made yet.
+
+        Args:
+            directory: what will be the workers' `LEDGER_STATE_DIR`.
+            settings: have the topics' prefix.
+            workers: how many will share it.
+
+        Raises:
+            InputError: it has states of workers already.
+        """
+        self._places = directory / settings.topic("worker")
+        self._workers = workers
+        self.unfinished = directory / f".{settings.topic('worker')}-unfinished"
+        if any(self._places.glob("*/p*")):
+            raise InputError(f"{self._places} has states already. Name another directory.")
+
+    def finish(self, numbers: Iterable[int]) -> None:
+        """Put the states of partitions, all closed, where workers look for them.
+
+        Raises:
+            InputError: the directory cannot be written.
+        """
+        try:
+            for number in numbers:
+                place = self._places / str(number % self._workers)
+                place.mkdir(parents=True, exist_ok=True)
+                (self.unfinished / f"p{number}").rename(place / f"p{number}")
+                keep_on_disk(place)
+            shutil.rmtree(self.unfinished)
+        except OSError as error:
+            raise InputError(f"{self._places} cannot be written: {error}.") from error

@@ -11,9 +11,11 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from confluent_kafka import OFFSET_END, TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger.agents.owned import stored_progress
 from ledger.console import COULD_NOT_RUN, DIFFERENT, FINE
 from ledger.events import INPUT_TOPICS
 from ledger.positions import Watermarks
@@ -22,10 +24,18 @@ from replay.engine import Job, _groups
 from replay.engine import replay as run_replay
 from replay.request import Span
 from tests.reference import Reference
-from tests.support import BITSTAMP, cluster_of, lines_of, publish
+from tests.support import (
+    BITSTAMP,
+    cluster_of,
+    eventually,
+    lines_of,
+    publish,
+    published_at_end,
+    worker,
+)
 from tests.test_replay import RunReplay, deposit, rebuilt, write_snapshots
 from tests.test_replay import replay as replay  # a fixture
-from tests.test_worker import all_records
+from tests.test_worker import all_records, reference_of
 
 pytestmark = pytest.mark.integration
 
@@ -166,6 +176,35 @@ def test_a_directory_of_another_replay_is_refused(
     more = replay(settings, "--state", state, "--json").json  # new records: it goes on
     assert sum(sum(topic.values()) for topic in more["records_read"].values()) == 10
     assert same(more) == same(replay(settings, "--json").json)
+
+
+def test_workers_start_from_a_directory_that_a_replay_made(
+    hour: Settings, replay: RunReplay, tmp_path: Path
+) -> None:
+    naive = reference_of(hour)
+    made = tmp_path / "made"
+    ran = replay(hour, "--into", str(made), "--processes", "2")
+    assert ran.code == FINE, ran.err
+    assert "LEDGER_STATE_DIR" in ran.err
+    assert replay(hour, "--into", str(tmp_path / "two"), "--workers", "2").code == FINE
+    progress = [stored_progress(place) for place in sorted((tmp_path / "two").glob("*worker/?"))]
+    assert [sorted(place) for place in progress] == [[0, 2, 4, 6], [1, 3, 5, 7]]
+    again = replay(hour, "--into", str(made))
+    assert (again.code, "has states already" in again.err) == (COULD_NOT_RUN, True)
+    # Without their states workers could do nothing: the records are gone.
+    cluster = cluster_of(hour)
+    gone = [TopicPartition(hour.topic(t), n, OFFSET_END) for t in INPUT_TOPICS for n in range(8)]
+    for future in cluster.admin.delete_records(gone).values():
+        future.result()
+    here = hour.model_copy(update={"state_dir": made})
+    with worker(here, tmp_path / "1.log"):
+        published = eventually(lambda: published_at_end(here))
+    for number, found in published.items():
+        assert found.mark is not None
+        assert found.mark.counts == naive.counts_of_partition(number)
+    for options in (("--state", "s"), ("--base", "empty"), ("--ignore-account", "a")):
+        assert replay(hour, "--into", str(tmp_path / "x"), *options).code == COULD_NOT_RUN
+    assert replay(hour, "--workers", "2").code == COULD_NOT_RUN
 
 
 def test_what_if_an_account_had_not_been_there(
