@@ -238,9 +238,7 @@ def _export(
 def _plot(path: Path, account: str, result: Replay, shown: Shown) -> None:
     from replay.plot import plot  # takes long to import
 
-    states = [part.after for part in result.partitions.values()]
-    if not is_system(account):
-        states = [states[partition_of(account.encode(), len(states))]]
+    states = [part.after for part in result.parts_of(account)]
     plot(
         path,
         account,
