@@ -4,8 +4,10 @@
 |---|---|
 | `N` | offset N in every partition of every input topic, or its end where that is before N |
 | `earliest`, `latest` | the first offset still there, the end |
+| `snapshot` | where the newest snapshot was made, or `earliest` where there is none |
 | `TOPIC=…` | the same, for one topic |
 | `TOPIC:PARTITION=…` | the same, for one partition; an N beyond its end is refused |
+| a snapshot's name or path | where it was made, in the partition that it is of |
 
 Several are joined by commas or given as several options; the most specific wins in any order.
 """
@@ -13,9 +15,9 @@ Several are joined by commas or given as several options; the most specific wins
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from ledger import times
 from ledger.errors import InputError
@@ -25,16 +27,26 @@ from ledger.projections.partition import Watermark
 Watermarks = dict[int, Watermark]
 """Partition to watermark."""
 
-Edge = Literal["earliest", "latest"]
+Word = Literal["earliest", "latest", "snapshot"]
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
+SNAPSHOT: Final = "snapshot"
+WORDS: Final[Mapping[str, Word]] = {word: word for word in get_args(Word)}
 
 LARGEST_OFFSET: Final = 2**63 - 1
 
 _ITEM: Final = re.compile(
-    r"(?:(?P<topic>[^=:]*)(?::(?P<partition>[^=:]*))?=)?(?P<offset>-?[0-9]+|earliest|latest)"
+    rf"(?:(?P<topic>[^=:]*)(?::(?P<partition>[^=:]*))?=)?(?P<offset>-?[0-9]+|{'|'.join(WORDS)})"
 )
-_FORMS: Final = "N, TOPIC=N or TOPIC:PARTITION=N, where N is an offset, 'earliest' or 'latest'"
+_NAME: Final = re.compile(
+    rf"p(?P<partition>[0-9]{{5,9}})-{'-'.join(f'{t}=(?P<{t}>[0-9]{{1,19}})' for t in INPUT_TOPICS)}"
+    r"\.parquet"
+)
+FORMS: Final = (
+    "N, TOPIC=N or TOPIC:PARTITION=N, where TOPIC is one of "
+    f"{', '.join(INPUT_TOPICS)} and N an offset, 'earliest', 'latest' or 'snapshot'; or a "
+    "snapshot's name"
+)
 _TIME: Final = re.compile(r"[0-9]{4}-.*")
 
 Target = tuple[str | None, int | None]
@@ -43,19 +55,29 @@ Target = tuple[str | None, int | None]
 
 @dataclass(frozen=True)
 class Limits:
-    """The offsets that can be named: `earliest` is the first still there, `latest` the end."""
+    """The offsets that words mean.
+
+    Attributes:
+        earliest: the first ones still there.
+        latest: the ends.
+        snapshots: returns where the newest snapshots were made; asked where one is meant.
+    """
 
     earliest: Mapping[int, Watermark]
     latest: Mapping[int, Watermark]
+    snapshots: Callable[[], Mapping[int, Watermark]]
 
-    def at(self, edge: Edge, topic: str, partition: int) -> int:
-        """Return the offset of one edge of a partition."""
-        limits = self.earliest if edge == EARLIEST else self.latest
-        return limits[partition][topic]
+    def at(self, word: Word, topic: str, partition: int) -> int:
+        """Return the offset that a word means in a partition of a topic."""
+        if word == EARLIEST:
+            return self.earliest[partition][topic]
+        if word == LATEST:
+            return self.latest[partition][topic]
+        return self.snapshots().get(partition, self.earliest[partition])[topic]
 
 
 def parse_positions(
-    texts: Iterable[str], limits: Limits, unnamed: Edge, source: str = "position"
+    texts: Iterable[str], limits: Limits, unnamed: Word, source: str = "position"
 ) -> Watermarks:
     """Return the watermark of each partition that the texts name.
 
@@ -81,19 +103,6 @@ def parse_positions(
         raise InputError(f"{source}: {error}") from error
 
 
-def parse_watermark(
-    text: str,
-    ends: Mapping[int, Watermark],
-    earliest: Mapping[int, Watermark],
-    source: str = "watermark",
-) -> Watermarks:
-    """Return the watermarks that one text names, as `format_positions` wrote it or shorter.
-
-    Partitions that it does not name stand at their end. See `parse_positions` for the errors.
-    """
-    return parse_positions([text], Limits(earliest, ends), LATEST, source)
-
-
 def format_positions(marks: Mapping[int, Watermark]) -> str:
     """Return watermarks in the form that `parse_positions` takes back."""
     return ",".join(
@@ -101,6 +110,20 @@ def format_positions(marks: Mapping[int, Watermark]) -> str:
         for topic in INPUT_TOPICS
         for partition in sorted(marks)
     )
+
+
+def snapshot_name(partition: int, watermark: Watermark) -> str:
+    """Return the file name of a partition's snapshot."""
+    offsets = "-".join(f"{topic}={watermark[topic]}" for topic in INPUT_TOPICS)
+    return f"p{partition:05d}-{offsets}.parquet"
+
+
+def parse_snapshot_name(name: str) -> tuple[int, Watermark] | None:
+    """Return the partition and watermark in a snapshot's file name; None if it is none."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    return int(match["partition"]), {topic: int(match[topic]) for topic in INPUT_TOPICS}
 
 
 def is_time(text: str) -> bool:
@@ -153,30 +176,37 @@ def require_order(
                 )
 
 
-def _named(texts: Iterable[str], partitions: int) -> dict[Target, int | Edge]:
-    named: dict[Target, int | Edge] = {}
+def _named(texts: Iterable[str], partitions: int) -> dict[Target, int | Word]:
+    named: dict[Target, int | Word] = {}
     words: dict[Target, str] = {}
     for item in (item.strip() for text in texts for item in text.split(",")):
-        target, offset = _parse(item, partitions)
-        if named.setdefault(target, offset) != offset:
-            raise InputError(
-                f"'{words[target]}' and '{item:.80}' contradict each other; leave one out."
-            )
-        words.setdefault(target, item)
+        for target, offset in _parse(item, partitions):
+            if named.setdefault(target, offset) != offset:
+                raise InputError(
+                    f"'{words[target]}' and '{item:.80}' contradict each other; leave one out."
+                )
+            words.setdefault(target, f"{item:.80}")
     return named
 
 
-def _parse(item: str, partitions: int) -> tuple[Target, int | Edge]:
+def _parse(item: str, partitions: int) -> Iterator[tuple[Target, int | Word]]:
+    snapshot = parse_snapshot_name(item.rpartition("/")[2])
+    if snapshot is not None:
+        number, watermark = snapshot
+        _partition(item, str(number), partitions)
+        for topic, offset in watermark.items():
+            yield (topic, number), offset
+        return
     match = _ITEM.fullmatch(item)
     if match is None:
-        raise InputError(f"'{item:.80}' is not a position; it must be {_FORMS}.")
-    topic, number, offset = match["topic"], match["partition"], match["offset"]
+        raise InputError(f"'{item:.80}' is not a position; it must be {FORMS}.")
+    topic, text = match["topic"], match["partition"]
     if topic is not None and topic not in INPUT_TOPICS:
         raise InputError(
             f"'{item:.80}': there is no input topic '{topic:.80}'; "
             f"there are {', '.join(INPUT_TOPICS)}."
         )
-    return (topic, _partition(item, number, partitions)), _offset(item, offset)
+    yield (topic, _partition(item, text, partitions)), _offset(item, match["offset"])
 
 
 def _partition(item: str, number: str | None, partitions: int) -> int | None:
@@ -189,11 +219,9 @@ def _partition(item: str, number: str | None, partitions: int) -> int | None:
     return int(number)
 
 
-def _offset(item: str, text: str) -> int | Edge:
-    if text == "earliest":
-        return EARLIEST
-    if text == "latest":
-        return LATEST
+def _offset(item: str, text: str) -> int | Word:
+    if text in WORDS:
+        return WORDS[text]
     if text.startswith("-"):
         raise InputError(f"'{item:.80}': an offset cannot be negative; the first one is 0.")
     # Beyond 19 digits it is beyond any end; no need to know by how much.
@@ -201,7 +229,7 @@ def _offset(item: str, text: str) -> int | Edge:
 
 
 def _position(
-    named: Mapping[Target, int | Edge], topic: str, partition: int, limits: Limits, unnamed: Edge
+    named: Mapping[Target, int | Word], topic: str, partition: int, limits: Limits, unnamed: Word
 ) -> int:
     end = limits.latest[partition][topic]
     exact = named.get((topic, partition))

@@ -5,8 +5,9 @@ Reads beside the running system: no consumer group, nothing committed, nothing p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final, Literal, Protocol
 
 from ledger.continuity import Claim, require_continuous
@@ -15,8 +16,8 @@ from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster, KafkaRecord, Slot
 from ledger.objects import StorageError
 from ledger.partitioner import partition_of
+from ledger.positions import LATEST, Limits, Word, clamped, is_time, moment_ms, parse_positions
 from ledger.positions import Watermarks as Watermarks
-from ledger.positions import clamped, moment_ms
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import Origin, Partition, Watermark
 from ledger.snapshots import SnapshotFile, Snapshots
@@ -133,7 +134,7 @@ class Rebuilder:
         """Return the first offsets that the topics still have."""
         return watermarks(self._cluster.earliest(self.slots(partitions)))
 
-    def at_time(self, text: str, ends: Watermarks, source: str = "time") -> Watermarks:
+    def at_time(self, text: str, ends: Watermarks, source: str) -> Watermarks:
         """Return where the records at or after an RFC 3339 time begin, by Kafka's record times.
 
         Args:
@@ -146,6 +147,34 @@ class Rebuilder:
         """
         found = self._cluster.at_time(self.slots(ends), moment_ms(text, source))
         return clamped(watermarks(found), ends)
+
+    def at_positions(
+        self, texts: Iterable[str], ends: Watermarks, source: str, unnamed: Word = LATEST
+    ) -> Watermarks:
+        """Return the watermarks that positions mean (see `ledger.positions`).
+
+        Args:
+            texts: the positions.
+            ends: the largest offsets that can be meant.
+            source: what a person calls the texts; errors begin with it.
+            unnamed: where a partition stands that they do not name.
+
+        Raises:
+            InputError: they are none, or name something that does not exist.
+            StorageError: a newest snapshot is meant, and they cannot be listed.
+        """
+        limits = Limits(clamped(self.earliest(ends), ends), ends, cache(lambda: self._newest(ends)))
+        return parse_positions(texts, limits, unnamed, source)
+
+    def watermarks_at(self, texts: Sequence[str], ends: Watermarks, source: str) -> Watermarks:
+        """Return the watermarks that texts mean: one time, or positions; raises as they do."""
+        if len(texts) == 1 and is_time(texts[0]):
+            return self.at_time(texts[0], ends, source)
+        return self.at_positions(texts, ends, source)
+
+    def _newest(self, ends: Watermarks) -> Watermarks:
+        files = [self._snapshots.newest(number, ends[number], self._origin) for number in ends]
+        return {file.partition: file.watermark for file in files if file is not None}
 
     def rebuild(
         self,
@@ -194,6 +223,22 @@ class Rebuilder:
     def at(self, end: Mapping[int, Watermark]) -> Rebuilt:
         """Return the state at `end` by the quickest way."""
         return self.rebuild(end, end)
+
+    def walk(self, stops: Sequence[Mapping[int, Watermark]]) -> Iterator[Rebuilt]:
+        """Yield the state at each of several watermarks, the same one going from stop to stop.
+
+        Args:
+            stops: of the same partitions each, none before the one in front of it.
+
+        Raises:
+            MissingRecords: records that are needed, or that a snapshot was made of, are gone.
+            ReplacedRecords: others have the offsets of a snapshot's.
+        """
+        rebuilt = self.rebuild(stops[0], stops[0])
+        yield rebuilt
+        for stop in stops[1:]:
+            self._advance(rebuilt, stop, None)
+            yield rebuilt
 
     def cost(self, start: Watermarks, end: Watermarks, base: Base) -> int:
         """Return how many offsets a rebuild will read, for a progress bar."""

@@ -12,8 +12,9 @@ Parquet reader sees them:
 | `ledger.state_digest` | the state digest (contract, section 4), hex |
 | `ledger.log_digests` | the log digest of each topic, JSON; null for a log that was begun later |
 
-All of it is checked when a snapshot is read. Since state is a pure function of the records before
-its watermark, a snapshot is valid for ever, whoever wrote it.
+The 32 bytes before the footer are a SHA-256 of all others (`ledger.seal`). Everything is checked
+when a snapshot is read. Since state is a pure function of the records before its watermark, a
+snapshot is valid for ever, whoever wrote it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,18 +33,21 @@ import pyarrow.parquet as pq
 
 from ledger import digests
 from ledger.errors import StateError
-from ledger.events import INPUT_TOPICS, RULES_VERSION
+from ledger.events import RULES_VERSION
 from ledger.objects import Listed, NotThereError, StorageError, objects_at
 from ledger.partitioner import partition_of
+from ledger.positions import parse_snapshot_name, snapshot_name
 from ledger.projections.entries import META_KEY, split_key
 from ledger.projections.partition import (
     Header,
     Origin,
     Partition,
     Watermark,
+    dominates,
     read_header,
     require_same_partitions,
 )
+from ledger.seal import require_sealed, sealed_writer
 from ledger.store import MemoryStore
 
 _HEADER_KEY: Final = b"ledger.header"
@@ -61,7 +64,6 @@ _SCHEMA: Final = pa.schema(
         ("value", pa.string()),
     ]
 )
-_NAME: Final = re.compile(r"p(\d{5,})-orders=(\d+)-fills=(\d+)-transfers=(\d+)\.parquet")
 
 Entries = Iterator[tuple[bytes, bytes]]
 
@@ -107,12 +109,8 @@ class Snapshots:
         self._refused: set[str] = set()  # names of those that `open` could not use
 
     def _file(self, name: str) -> SnapshotFile | None:
-        match = _NAME.fullmatch(name)
-        if match is None:
-            return None
-        number, *offsets = map(int, match.groups())
-        watermark = dict(zip(INPUT_TOPICS, offsets, strict=True))
-        return SnapshotFile(number, watermark, name, self._objects.address(name))
+        found = parse_snapshot_name(name)
+        return None if found is None else SnapshotFile(*found, name, self._objects.address(name))
 
     def _listed(self, partition: int) -> list[tuple[SnapshotFile, Listed]]:
         """Return the snapshots of a partition, newest first, and what listing said of them."""
@@ -140,8 +138,19 @@ class Snapshots:
         return [
             file
             for file in self.of_partition(partition)
-            if limit is None or all(file.watermark[t] <= limit[t] for t in INPUT_TOPICS)
+            if limit is None or dominates(limit, file.watermark)
         ]
+
+    def newest(self, partition: int, limit: Watermark, origin: Origin) -> SnapshotFile | None:
+        """Return the newest snapshot of these topics and rules that is not beyond `limit`.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        for file, listed in self._listed(partition):
+            if dominates(limit, file.watermark) and self._is_of(file, listed, origin):
+                return file
+        return None
 
     def write(self, header: Header, entries: Iterable[tuple[bytes, bytes]]) -> SnapshotFile:
         """Write a snapshot of the entries under a header; the same one is left alone.
@@ -149,8 +158,7 @@ class Snapshots:
         Raises:
             StorageError: it cannot be written; then nothing of it is there.
         """
-        position = "-".join(f"{topic}={header.watermark[topic]}" for topic in INPUT_TOPICS)
-        file = self._file(f"p{header.partition:05d}-{position}.parquet")
+        file = self._file(snapshot_name(header.partition, header.watermark))
         assert file is not None
         for known, listed in self._listed(file.partition):
             if known == file and self._is_of(known, listed, header.origin):
@@ -158,9 +166,7 @@ class Snapshots:
         schema = _SCHEMA.with_metadata(_metadata(header))
         with (
             self._objects.writing(file.name) as unfinished,
-            pq.ParquetWriter(
-                unfinished, schema, compression="zstd", write_page_checksum=True
-            ) as writer,
+            sealed_writer(unfinished, schema) as writer,
         ):
             for rows in _chunks(entries):
                 writer.write_table(pa.table(_columns(rows), schema=schema))
@@ -185,9 +191,8 @@ class Snapshots:
             with contextlib.ExitStack() as stack:
                 with _refusing(file):
                     source = stack.enter_context(self._objects.reading(file.name))
-                    parquet = stack.enter_context(
-                        pq.ParquetFile(source, page_checksum_verification=True)
-                    )
+                    require_sealed(source)
+                    parquet = stack.enter_context(pq.ParquetFile(source))
                     header = _checked_header(parquet.schema_arrow)
                 if not _same_source(header, origin):
                     raise ForeignSnapshot(

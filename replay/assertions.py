@@ -16,7 +16,7 @@ added up over all partitions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Literal, get_args
@@ -27,7 +27,7 @@ from ledger.errors import InputError
 from ledger.events import INPUT_TOPICS
 from ledger.journal import SYSTEM_ACCOUNTS, is_system
 from ledger.partitioner import partition_of
-from ledger.positions import LATEST, Limits, Watermarks, is_time, parse_positions
+from ledger.positions import FORMS, WORDS, Watermarks, is_time, parse_snapshot_name
 from ledger.projections.accounts import Texts
 from ledger.projections.partition import Watermark
 from ledger.published import totals
@@ -47,7 +47,7 @@ _AMOUNT: Final[events.Form] = get_args(events.Amount)[1]
 _FORM: Final = "ACCOUNT ASSET [FIELD] = AMOUNT [at POSITION]"
 # Whether partition and offset exist is known to `parse_positions` only, which asks the topics.
 _POSITION: Final = re.compile(
-    rf"(?:(?:{'|'.join(INPUT_TOPICS)})(?::[0-9]+)?=)?(?:[0-9]+|earliest|latest)"
+    rf"(?:(?:{'|'.join(INPUT_TOPICS)})(?::[0-9]+)?=)?(?:[0-9]+|{'|'.join(WORDS)})"
 )
 
 
@@ -189,11 +189,10 @@ def _position(words: Sequence[str]) -> str:
             raise ValueError(f"position: {error} (found {text!r:.80})") from error
         return text
     parts = [part.strip() for part in text.split(",")]
-    if not all(_POSITION.fullmatch(part) for part in parts):
+    if not all(_POSITION.fullmatch(part) or parse_snapshot_name(part) for part in parts):
         raise ValueError(
-            "position: must be N, TOPIC=N or TOPIC:PARTITION=N, or several joined by commas, where "
-            f"TOPIC is one of {', '.join(INPUT_TOPICS)} and N an offset, 'earliest' or 'latest'; "
-            f"or an RFC 3339 time (found {text!r:.80})"
+            f"position: must be {FORMS}; several of them joined by commas; or an RFC 3339 time "
+            f"(found {text!r:.80})"
         )
     return ",".join(parts)
 
@@ -217,19 +216,17 @@ _Cut = tuple[int, ...]
 def evaluate(
     assertions: Sequence[Assertion],
     rebuilder: Rebuilder,
-    earliest: Watermarks,
     ends: Watermarks,
     partitions: int,
 ) -> list[Outcome]:
     """Return the outcome of each assertion, in their order.
 
-    Each partition is rebuilt once for each watermark of it that is asked about, and only where
-    accounts asked about live.
+    Only partitions where accounts asked about live are rebuilt, in one pass over their records if
+    the watermarks asked about lie one after the other.
 
     Args:
         assertions: what to check.
         rebuilder: of the ledger's topics; keeping states in memory.
-        earliest: the first offsets that the topics have.
         ends: the end of the topics, of all partitions.
         partitions: how many there are.
 
@@ -239,7 +236,7 @@ def evaluate(
         MissingRecords: records that are needed are gone.
         ReplacedRecords: others have the offsets of a snapshot's.
     """
-    resolved = _resolved(assertions, rebuilder, earliest, ends)
+    resolved = _resolved(assertions, rebuilder, ends)
     wanted: dict[int, dict[_Cut, set[str]]] = {}
     for assertion in assertions:
         for number in _homes(assertion.account, partitions):
@@ -257,10 +254,9 @@ def evaluate(
 
 
 def _resolved(
-    assertions: Iterable[Assertion], rebuilder: Rebuilder, earliest: Watermarks, ends: Watermarks
+    assertions: Iterable[Assertion], rebuilder: Rebuilder, ends: Watermarks
 ) -> dict[str | None, Watermarks]:
     """Return what each position means."""
-    limits = Limits(earliest, ends)
     resolved: dict[str | None, Watermarks] = {None: ends}
     problems = []
     for assertion in assertions:
@@ -268,11 +264,7 @@ def _resolved(
         if position is None or position in resolved:
             continue
         try:
-            resolved[position] = (
-                rebuilder.at_time(position, ends, assertion.place)
-                if is_time(position)
-                else parse_positions([position], limits, LATEST, assertion.place)
-            )
+            resolved[position] = rebuilder.watermarks_at([position], ends, assertion.place)
         except InputError as error:
             problems.append(str(error))
     _refuse(problems)
@@ -293,16 +285,37 @@ def _cut(mark: Watermark) -> _Cut:
 def _rows(
     wanted: dict[int, dict[_Cut, set[str]]], rebuilder: Rebuilder
 ) -> dict[tuple[int, _Cut, str], Texts]:
-    """Return the accounts that are wanted of each partition and watermark, emptying `wanted`."""
+    """Return the accounts that are wanted of each partition and watermark."""
     rows: dict[tuple[int, _Cut, str], Texts] = {}
-    while wanted:
-        # One watermark of each partition at a time: then all partitions are read at once.
-        turn = {number: cuts.popitem() for number, cuts in wanted.items()}
-        rebuilt = rebuilder.at(
-            {number: dict(zip(INPUT_TOPICS, cut, strict=True)) for number, (cut, _) in turn.items()}
-        )
-        for number, (cut, accounts) in turn.items():
-            for account, texts in rebuilt.partitions[number].balances_of(accounts):
-                rows[number, cut, account] = texts
-        wanted = {number: cuts for number, cuts in wanted.items() if cuts}
+    left = {number: sorted(cuts, key=sum) for number, cuts in wanted.items()}
+    while left:
+        # Of all partitions at once; those with fewer watermarks stay at their last.
+        chains = {number: _chain(cuts) for number, cuts in left.items()}
+        places = [
+            {number: chain[min(step, len(chain) - 1)] for number, chain in chains.items()}
+            for step in range(max(map(len, chains.values())))
+        ]
+        states = rebuilder.walk([_marks(cuts) for cuts in places])
+        for cuts, rebuilt in zip(places, states, strict=True):
+            for number, cut in cuts.items():
+                found = rebuilt.partitions[number].balances_of(wanted[number][cut])
+                rows.update(((number, cut, account), texts) for account, texts in found)
+        left = {
+            number: rest
+            for number, cuts in left.items()
+            if (rest := [cut for cut in cuts if cut not in chains[number]])
+        }
     return rows
+
+
+def _chain(cuts: Sequence[_Cut]) -> list[_Cut]:
+    """Return the first watermark, and of the others those that one pass then comes to."""
+    chain = [cuts[0]]
+    for cut in cuts[1:]:
+        if all(after >= before for before, after in zip(chain[-1], cut, strict=True)):
+            chain.append(cut)
+    return chain
+
+
+def _marks(cuts: Mapping[int, _Cut]) -> Watermarks:
+    return {number: dict(zip(INPUT_TOPICS, cut, strict=True)) for number, cut in cuts.items()}

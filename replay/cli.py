@@ -32,10 +32,11 @@ from replay.export import (
     journal_rows,
     order_rows,
     require_new,
+    require_writable,
 )
 from replay.request import Request, Span, span_of
 from replay.results import Replay, Shown, differences
-from replay.state import WorkerStates
+from replay.state import WorkerStates, temporary_states
 from replay.tables import (
     show,
     show_diff,
@@ -51,7 +52,7 @@ from replay.whatif import WhatIf
 
 _WATERMARK: Final = (
     "N, TOPIC=N or TOPIC:PARTITION=N (next offsets, joined by commas; partitions not named stand "
-    "at their end), 'earliest', 'latest', or an RFC 3339 time."
+    "at their end), 'earliest', 'latest', 'snapshot', a snapshot's name, or an RFC 3339 time."
 )
 
 app = typer.Typer(
@@ -161,6 +162,7 @@ def _check_outputs(
         from replay.plot import format_of  # takes long to import
 
         format_of(plot)
+        require_writable(plot.absolute().parent)
         if len(accounts) != 1:
             raise InputError("--plot draws one account: name it with --account.")
 
@@ -266,7 +268,8 @@ def diff(
     topics = Topics(load_settings())
     topics.require_tables()
     ends = topics.ends("snapshot")
-    span = Span(topics.at(first, ends, "FROM"), topics.at(second, ends, "TO"))
+    at = topics.rebuilder.watermarks_at
+    span = Span(at([first], ends, "FROM"), at([second], ends, "TO"))
     require_order(span.start, span.end, "Give the earlier position first.")
     shown = Shown(account or (), asset or ())
     with _replayed(topics, topics.job(span, "snapshot"), None, processes, None) as (result, _):
@@ -313,8 +316,8 @@ def verify(as_json: options.AsJson = False) -> None:
     topics = Topics(load_settings())
     numbers = range(topics.origin.partitions)
     total = proof.cost(topics.snapshots, numbers)
-    with console.progress("Proving snapshots", total) as move:
-        found = proof.prove(topics.cluster, topics.origin, topics.snapshots, numbers, move)
+    with temporary_states() as states, console.progress("Proving snapshots", total) as move:
+        found = proof.prove(topics.cluster, topics.origin, topics.snapshots, numbers, move, states)
     if as_json:
         console.print_json(found.as_json())
     else:
@@ -344,9 +347,8 @@ def assert_(
     topics = Topics(load_settings())
     topics.require_tables()
     ends = topics.ends("snapshot")
-    earliest, partitions = topics.rebuilder.earliest(), topics.origin.partitions
     with console.progress("Checking assertions", None):
-        outcomes = evaluate(assertions, topics.rebuilder, earliest, ends, partitions)
+        outcomes = evaluate(assertions, topics.rebuilder, ends, topics.origin.partitions)
     failed = [outcome for outcome in outcomes if not outcome.holds]
     if as_json:
         console.print_json(

@@ -21,6 +21,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -167,10 +168,11 @@ def require_new(directory: Path) -> None:
     """Check that a directory can be made under this name; ask before a long replay.
 
     Raises:
-        InputError: something else is there, or it is not empty.
+        InputError: something else is there, it is not empty, or nothing can be made there.
     """
     target = _real(directory)
     try:
+        require_writable(target.parent)
         if not target.exists():
             return
         if not target.is_dir():
@@ -183,6 +185,24 @@ def require_new(directory: Path) -> None:
             )
     except OSError as error:
         raise InputError(f"The directory {directory} cannot be used: {error}.") from error
+
+
+def require_writable(directory: Path) -> None:
+    """Check that files can be made in a directory, which may have to be made itself.
+
+    Raises:
+        InputError: they cannot.
+    """
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is not a directory; name another place than below it.")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"The directory {there} cannot be written to ({error.strerror}); name another place."
+        ) from error
 
 
 def export(

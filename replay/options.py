@@ -11,7 +11,8 @@ from ledger.rebuild import Base
 from replay.export import Form
 
 _POSITIONS = (
-    "N (in every partition), TOPIC=N, TOPIC:PARTITION=N or 'earliest'; repeatable, or joined by "
+    "N (in every partition), TOPIC=N, TOPIC:PARTITION=N, N also being 'earliest', 'latest' or "
+    "'snapshot' (where the newest one was made), or a snapshot's name; repeatable, or joined by "
     "commas. The most specific wins."
 )
 

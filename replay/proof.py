@@ -46,9 +46,9 @@ from ledger.projections.partition import (
     dominates,
     tip_of,
 )
-from ledger.rebuild import watermarks
+from ledger.rebuild import Memory, Stores, watermarks
 from ledger.snapshots import ForeignSnapshot, SnapshotError, SnapshotFile, Snapshots
-from ledger.store import MemoryStore
+from ledger.store import MemoryStore, Store
 
 Kind = Literal[
     "damaged_snapshot",
@@ -266,6 +266,7 @@ def prove(
     snapshots: Snapshots,
     partitions: Iterable[int],
     progress: Callable[[int], None] | None = None,
+    stores: Stores | None = None,
 ) -> Proof:
     """Return the proof of all snapshots of some partitions, one partition after the other.
 
@@ -275,6 +276,7 @@ def prove(
         snapshots: the ledger's.
         partitions: whose snapshots are proven.
         progress: told how many offsets were read; `cost` says of how many.
+        stores: where states are kept while they are rebuilt; by default in memory.
 
     Raises:
         MissingRecords: retention removed the beginning, and no snapshot lies beyond it: nothing can
@@ -293,7 +295,7 @@ def prove(
     proof = Proof(
         {
             number: prove_partition(
-                read, snapshots, found, number, origin, earliest[number], ends[number]
+                read, snapshots, found, number, origin, earliest[number], ends[number], stores
             )
             for number, found in files.items()
         }
@@ -325,6 +327,7 @@ def prove_partition(
     origin: Origin,
     earliest: Watermark,
     ends: Watermark,
+    stores: Stores | None = None,
 ) -> PartitionProof:
     """Return the proof of one partition's snapshots.
 
@@ -336,8 +339,12 @@ def prove_partition(
         origin: what the topics are.
         earliest: the first offsets that they still have.
         ends: the offsets after their last records.
+        stores: where the state is kept while it is rebuilt; by default in memory.
     """
-    return _PartitionProver(read, snapshots, number, origin, earliest, ends).proof(files)
+    prover = _PartitionProver(
+        read, snapshots, number, origin, earliest, ends, Memory() if stores is None else stores
+    )
+    return prover.proof(files)
 
 
 @dataclass(frozen=True)
@@ -396,6 +403,7 @@ class _PartitionProver:
         origin: Origin,
         earliest: Watermark,
         ends: Watermark,
+        stores: Stores,
     ) -> None:
         self._read = read
         self._snapshots = snapshots
@@ -403,6 +411,7 @@ class _PartitionProver:
         self._origin = origin
         self._earliest = earliest
         self._ends = ends
+        self._stores = stores
         self._limits = dict(ends)  # how far each topic can be read
         self._unreadable: dict[str, UnreadableRecords] = {}
         self._findings: list[Finding] = []
@@ -512,17 +521,19 @@ class _PartitionProver:
             partition.settle()
             self._compare(snapshot, partition, store)
 
-    def _store_before(self, snapshot: _Snapshot, anchor: _Snapshot | None) -> MemoryStore:
+    def _store_before(self, snapshot: _Snapshot, anchor: _Snapshot | None) -> Store:
         """Return what to go on from to a snapshot: the newest proven one, or the base."""
         known = [s for s in self._proven.values() if _is_at_or_after(snapshot, s)]
         for base in sorted(known, key=lambda s: s.file.records, reverse=True):
             try:
-                return self._snapshots.read(base.file, self._origin)[1]
+                return self._restored(base)
             except SnapshotError:
                 continue  # a worker just removed it
-        return (
-            MemoryStore() if anchor is None else self._snapshots.read(anchor.file, self._origin)[1]
-        )
+        return self._stores.restored(self._number, ()) if anchor is None else self._restored(anchor)
+
+    def _restored(self, snapshot: _Snapshot) -> Store:
+        with self._snapshots.open(snapshot.file, self._origin) as (_, entries):
+            return self._stores.restored(self._number, entries)
 
     def _stream(self, topic: str, start: int, end: int) -> _Stream:
         slot = (topic, self._number)
@@ -542,7 +553,7 @@ class _PartitionProver:
             self._unreadable[topic] = error
             self._limits[topic] = partition.watermark[topic]
 
-    def _compare(self, snapshot: _Snapshot, partition: Partition, store: MemoryStore) -> None:
+    def _compare(self, snapshot: _Snapshot, partition: Partition, store: Store) -> None:
         chains = partition.log_digests
         assert chains is not None
         is_same_log = True

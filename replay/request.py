@@ -9,11 +9,8 @@ from ledger.errors import InputError
 from ledger.positions import (
     EARLIEST,
     LATEST,
-    Edge,
-    Limits,
     Watermarks,
-    clamped,
-    parse_positions,
+    Word,
     require_order,
 )
 from ledger.projections.partition import Watermark
@@ -83,13 +80,12 @@ def span_of(
         InputError: a position or time cannot be used, or some partition's end is before its start.
     """
     latest = ends if published is None else {n: dict(mark) for n, mark in published.items()}
-    limits = Limits(clamped(rebuilder.earliest(), latest), latest)
     beyond = "" if published is None else " (with --verify, the end is what workers published)"
 
-    def place(side: str, offsets: Sequence[str], time: str | None, unnamed: Edge) -> Watermarks:
+    def place(side: str, offsets: Sequence[str], time: str | None, unnamed: Word) -> Watermarks:
         if time is not None:
             return rebuilder.at_time(time, latest, f"--{side}-time")
-        return parse_positions(offsets, limits, unnamed, f"--{side}-offset{beyond}")
+        return rebuilder.at_positions(offsets, latest, f"--{side}-offset{beyond}", unnamed)
 
     span = Span(
         place("from", request.from_offsets, request.from_time, EARLIEST),

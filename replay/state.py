@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Final
 
@@ -73,6 +75,15 @@ class StateFiles:
         for store in self._stores.values():
             store.close()
         self._stores = {}
+
+
+@contextlib.contextmanager
+def temporary_states() -> Iterator[StateFiles]:
+    """Give states in a directory that is removed in the end; TMPDIR says where it is."""
+    with tempfile.TemporaryDirectory(prefix="replay-", ignore_cleanup_errors=True) as directory:
+        states = StateFiles(Path(directory))
+        with contextlib.closing(states):
+            yield states
 
 
 def claim_directory(

@@ -6,7 +6,7 @@ from ledger import console
 from ledger.comparison import require_comparable_continuous
 from ledger.continuity import require_tables_continuous, require_topics
 from ledger.kafka import Cluster
-from ledger.positions import Watermarks, clamped, is_time, parse_watermark
+from ledger.positions import Watermarks
 from ledger.published import PublishedPartition, read_published, require_unchanged
 from ledger.rebuild import Base, Rebuilder
 from ledger.settings import Settings
@@ -71,21 +71,6 @@ class Topics:
         ends = self.rebuilder.ends()
         refuse_loss(self.snapshots, known, self.origin, ends)
         return ends
-
-    def at(self, text: str, ends: Watermarks, source: str) -> Watermarks:
-        """Return the watermarks that a text means: a position, or a time of Kafka's records.
-
-        Args:
-            text: what a person wrote; partitions that a position does not name stand at their end.
-            ends: of the topics.
-            source: what the text is called; errors begin with it.
-
-        Raises:
-            InputError: it is neither, or names something that does not exist.
-        """
-        if is_time(text):
-            return self.rebuilder.at_time(text, ends, source)
-        return parse_watermark(text, ends, clamped(self.rebuilder.earliest(), ends), source)
 
     def job(self, span: Span, base: Base) -> Job:
         """Return the replay of a span of them."""

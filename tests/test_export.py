@@ -460,9 +460,14 @@ def test_a_directory_that_is_not_empty_is_refused_and_left_alone(tmp_path: Path)
             refuse(tmp_path / "file")
         with pytest.raises((InputError, StorageError)):
             refuse(tmp_path / ("x" * 300))
-    with pytest.raises(StorageError, match="cannot be written"):
-        export(tmp_path / "file" / "out", "csv", {BALANCES: []}, {})
+        with pytest.raises(InputError, match="not a directory"):
+            refuse(tmp_path / "file" / "some" / "out")
     assert left_in(tmp_path) == ["file", "out", "out/mine"]
+
+
+def test_where_nothing_can_be_made_is_refused_before_a_replay() -> None:
+    with pytest.raises(InputError, match="The directory /proc cannot be written to"):
+        require_new(Path("/proc/some/out"))
 
 
 def test_the_working_directory_is_not_replaced(tmp_path: Path) -> None:

@@ -20,14 +20,16 @@ from ledger.positions import (
     is_time,
     moment_ms,
     parse_positions,
-    parse_watermark,
+    parse_snapshot_name,
     require_order,
+    snapshot_name,
 )
 
 PARTITIONS = 3
 BEGIN: Watermarks = {p: {"orders": 0, "fills": 2, "transfers": 0} for p in range(PARTITIONS)}
 END: Watermarks = {p: {"orders": 1000, "fills": 50 + p, "transfers": 7} for p in range(PARTITIONS)}
-LIMITS = Limits(BEGIN, END)
+NEWEST: Watermarks = {1: {"orders": 30, "fills": 20, "transfers": 1}}
+LIMITS = Limits(BEGIN, END, lambda: NEWEST)
 
 
 def start(*texts: str) -> Watermarks:
@@ -71,6 +73,44 @@ def test_earliest_is_the_first_offset_still_there() -> None:
         1: {"orders": 40, "fills": 2, "transfers": 7},
         2: {"orders": 1000, "fills": 2, "transfers": 7},
     }
+
+
+def test_snapshot_is_where_the_newest_was_made_and_the_earliest_where_there_is_none() -> None:
+    assert start("snapshot") == {0: BEGIN[0], 1: NEWEST[1], 2: BEGIN[2]}
+    assert end("fills=snapshot") == {
+        number: {**END[number], "fills": fills} for number, fills in ((0, 2), (1, 20), (2, 2))
+    }
+
+
+def test_snapshots_are_not_asked_about_where_none_is_meant() -> None:
+    limits = Limits(BEGIN, END, lambda: pytest.fail("asked"))
+    assert parse_positions(["5,fills=latest"], limits, EARLIEST)[0]["orders"] == 5
+
+
+@pytest.mark.parametrize("before", ["", "/some/where/", "s3://bucket/p00000-orders=1/"])
+def test_a_snapshots_name_or_path_is_where_it_was_made_in_its_partition(before: str) -> None:
+    name = snapshot_name(1, {"orders": 30, "fills": 20, "transfers": 1})
+    assert name == "p00001-orders=30-fills=20-transfers=1.parquet"
+    assert start(before + name) == {0: BEGIN[0], 1: NEWEST[1], 2: BEGIN[2]}
+    assert start("5", before + name)[0]["orders"] == 5
+    assert start("5", before + name)[1] == NEWEST[1]
+    with pytest.raises(InputError, match="contradict each other"):
+        start(before + name, "fills:1=19")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("p00003-orders=0-fills=0-transfers=0.parquet", "there is no partition '3'"),
+        ("p00001-orders=0-fills=52-transfers=0.parquet", "'fills:1=52' is beyond the end"),
+        ("p1-orders=0-fills=0-transfers=0.parquet", "is not a position"),
+        ("p00001-orders=0-fills=0.parquet", "is not a position"),
+        ("p00001-orders=0-fills=0-transfers=0.parquet.gz", "is not a position"),
+    ],
+)
+def test_a_snapshots_name_that_cannot_be_is_refused(name: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        start(name)
 
 
 def test_an_offset_below_the_earliest_is_kept_so_that_the_reader_names_what_is_gone() -> None:
@@ -143,12 +183,6 @@ def test_an_offset_of_any_length_is_clamped() -> None:
         start("fills:0=" + "9" * 5000)
 
 
-def test_a_watermark_leaves_unnamed_partitions_at_their_end() -> None:
-    assert parse_watermark("fills=9", END, BEGIN) == end("fills=9")
-    with pytest.raises(InputError, match="--at: 'x' is not a position"):
-        parse_watermark("x", END, BEGIN, "--at")
-
-
 @st.composite
 def watermarks(draw: st.DrawFn) -> Watermarks:
     offset = st.integers(0, 2**63 - 1)
@@ -158,8 +192,12 @@ def watermarks(draw: st.DrawFn) -> Watermarks:
 
 @given(watermarks())
 def test_a_printed_watermark_is_read_back_as_itself(marks: Watermarks) -> None:
-    zero = {n: dict.fromkeys(INPUT_TOPICS, 0) for n in marks}
-    assert parse_watermark(format_positions(marks), marks, zero) == marks
+    limits = Limits(marks, marks, dict)
+    assert parse_positions([format_positions(marks)], limits, LATEST) == marks
+    for number, mark in marks.items():
+        name = snapshot_name(number, mark)
+        assert parse_snapshot_name(name) == (number, mark)
+        assert parse_positions([name], limits, LATEST) == marks
 
 
 ITEMS = st.builds(

@@ -18,11 +18,11 @@ from ledger.journal import is_system
 from ledger.kafka import BALANCES, Cluster
 from ledger.order_rows import order_row
 from ledger.partitioner import partition_of
-from ledger.positions import LATEST, Limits, Watermarks, is_time, parse_positions
+from ledger.positions import Watermarks
 from ledger.projections.orders import Order
 from ledger.projections.partition import Counts, Partition
 from ledger.published import Totals, add_counts, read_published, require_unchanged, totals
-from ledger.rebuild import Rebuilder, watermarks_json
+from ledger.rebuild import watermarks_json
 from ledger.settings import load_settings
 from ledger.statement import running, statement
 
@@ -120,20 +120,14 @@ def _published_balances(cluster: Cluster, quiet: bool) -> _Balances:
 def _rebuilt_balances(cluster: Cluster, at: Sequence[str], quiet: bool) -> _Balances:
     require_topics(cluster)
     origin = require_unchanged(cluster, cluster.origin())
-    end = _watermarks(rebuilder_of(cluster, origin), at)
+    rebuilder = rebuilder_of(cluster, origin)
+    end = rebuilder.watermarks_at(at, rebuilder.ends(), "--at")
     partitions = state_at(cluster, origin, end, quiet=quiet).partitions.values()
     return _Balances(
         totals(row for partition in partitions for row in partition.balances()),
         end,
         add_counts(partition.counts for partition in partitions),
     )
-
-
-def _watermarks(rebuilder: Rebuilder, at: Sequence[str]) -> Watermarks:
-    ends = rebuilder.ends()
-    if len(at) == 1 and is_time(at[0]):
-        return rebuilder.at_time(at[0], ends, "--at")
-    return parse_positions(at, Limits(rebuilder.earliest(), ends), LATEST, "--at")
 
 
 # -- orders
