@@ -555,6 +555,32 @@ def test_a_log_that_ends_before_a_snapshot_has_lost_records(
 
 
 @pytest.mark.integration
+def test_a_replay_starts_and_stops_where_snapshots_were_made(
+    settings: Settings, replay: RunReplay
+) -> None:
+    first, second = account_of(1), account_of(5)
+    publish(settings, [deposit(first, 0), deposit(first, 1), deposit(second, 0)])
+    (older,) = write_snapshots(settings, [rebuilt(settings)[1]])
+    publish(settings, [deposit(first, 2), deposit(second, 1)])
+    (newer,) = write_snapshots(settings, [rebuilt(settings)[1]])
+    publish(settings, [deposit(first, 3)])
+
+    since = replay(settings, "--from-offset", "snapshot", "--json").json
+    replayed = since["records_replayed"]["transfers"]
+    assert (replayed["1"], replayed["5"]) == (1, 2)  # of the second one's partition there is none
+    assert since["base"]["1"] == newer.path
+    until = replay(settings, "--to-offset", older.path, "--account", first, "--json").json
+    assert until["watermarks"]["transfers"] == {**since["watermarks"]["transfers"], "1": 2}
+    assert [row["balance"] for row in until["balances"]] == ["2"]
+    of_first = ("--account", "@external", "--account", first)
+    between = replay(settings, "diff", older.name, newer.name, *of_first, "--json").json
+    assert [(row["account"], row["asset"]) for row in between["changed"]] == [
+        ("@external", "USD"),
+        (first, "USD"),
+    ]
+
+
+@pytest.mark.integration
 def test_a_damaged_snapshot_is_named_and_not_used(settings: Settings, replay: RunReplay) -> None:
     publish(settings, [deposit("alice", n) for n in range(3)])
     full = replay(settings, "--json").json
