@@ -35,6 +35,8 @@ from ledger.kafka import BALANCES, Cluster
 from ledger.published import newest_marks, read_published, totals
 from ledger.settings import Settings
 
+RAW_READ = "raw read"
+
 
 def produce(cluster: Cluster, count: int) -> dict[str, Decimal]:
     """Publish deterministic fills; return @clearing's balances, computed in integers."""
@@ -106,8 +108,8 @@ def measured(
     }
 
 
-def raw_read(cluster: Cluster, count: int) -> tuple[float, dict[str, Any]]:
-    """Read the topic with librdkafka and do nothing."""
+def raw_read(cluster: Cluster, count: int, checked: bool) -> tuple[float, dict[str, Any]]:
+    """Read the topic with librdkafka and do nothing; `checked`: compare batches' check sums."""
     consumer = Consumer(
         {
             "bootstrap.servers": cluster.bootstrap,
@@ -116,6 +118,7 @@ def raw_read(cluster: Cluster, count: int) -> tuple[float, dict[str, Any]]:
             "queued.max.messages.kbytes": 200_000,
             "queued.min.messages": 200_000,
             "fetch.queue.backoff.ms": 5,
+            "check.crcs": checked,
         }
     )
     topic = cluster.settings.topic(FILLS)
@@ -205,10 +208,12 @@ def workers(
     }
 
 
-def replay(cluster: Cluster, clearing: dict[str, Decimal]) -> tuple[float, dict[str, Any]]:
+def replay(
+    cluster: Cluster, clearing: dict[str, Decimal], processes: int
+) -> tuple[float, dict[str, Any]]:
     """Run `replay --base genesis` on the whole topic."""
     command = [sys.executable, "-m", "replay", "--from-offset", "earliest", "--base", "genesis"]
-    command += ["--account", "@clearing", "--json"]
+    command += ["--account", "@clearing", "--processes", str(processes), "--json"]
     process = subprocess.Popen(command, env=environment(cluster.settings), stdout=subprocess.PIPE)
     out, _ = process.communicate()
     assert process.returncode == 0
@@ -246,10 +251,15 @@ def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
 
     clearing = produce(cluster("produce"), options.fills)
     for run in range(options.runs):
-        results.append(
-            measured("raw read", options.fills, lambda: raw_read(cluster("r"), options.fills))
-        )
-        print(results[-1], flush=True)
+        for name, checked in ((RAW_READ, False), ("raw read, check sums compared", True)):
+            results.append(
+                measured(
+                    name,
+                    options.fills,
+                    lambda checked=checked: raw_read(cluster("r"), options.fills, checked),
+                )
+            )
+            print(results[-1], flush=True)
         if options.only != "replay":
             fresh = cluster(f"worker-{run}")
             forget_tables(fresh)
@@ -261,12 +271,14 @@ def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
                 )
             )
             print(results[-1], flush=True)
-        if options.only != "worker":
+        for processes in () if options.only == "worker" else (1, 2):
             results.append(
                 measured(
-                    "replay",
+                    f"replay, {processes} process{'es' * (processes > 1)}",
                     options.fills,
-                    lambda run=run: replay(cluster(f"replay-{run}"), clearing),
+                    lambda run=run, processes=processes: replay(
+                        cluster(f"replay-{run}"), clearing, processes
+                    ),
                 )
             )
             print(results[-1], flush=True)
@@ -276,7 +288,7 @@ def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
     }
     print(f"\n| what | fills/s (median of {options.runs}) | of raw read |\n|---|---:|---:|")
     for what, rate in medians.items():
-        print(f"| {what} | {rate:,.0f} | {rate / medians['raw read']:.3f} |")
+        print(f"| {what} | {rate:,.0f} | {rate / medians[RAW_READ]:.3f} |")
     for result in results:
         record(result)
 

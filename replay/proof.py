@@ -13,30 +13,19 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice
-from typing import Any, Final, Literal, NamedTuple
+from itertools import islice
+from typing import Any, Final, Literal
 
 import msgspec
 
 from ledger import digests
 from ledger.errors import MissingRecords, UnreadableRecords
-from ledger.events import FILLS, INPUT_TOPICS, ORDERS, TRANSFERS
+from ledger.events import INPUT_TOPICS
 from ledger.kafka import Batch, Cluster, KafkaRecord, Slot
 from ledger.partitioner import partition_of
 from ledger.projections.entries import (
-    AMENDMENT_KIND,
-    BALANCES_KIND,
-    FILL_KIND,
     META_KEY,
-    ORDER_KIND,
-    TRANSFER_KIND,
-    Amended,
-    Execution,
-    Fact,
-    Transfer,
-    split_key,
 )
-from ledger.projections.orders import Order
 from ledger.projections.partition import (
     Header,
     Origin,
@@ -49,23 +38,16 @@ from ledger.projections.partition import (
 from ledger.rebuild import Memory, Stores, watermarks
 from ledger.snapshots import ForeignSnapshot, SnapshotError, SnapshotFile, Snapshots
 from ledger.store import MemoryStore, Store
-
-Kind = Literal[
-    "damaged_snapshot",
-    "foreign_snapshot",
-    "state_differs",
-    "log_differs",
-    "log_truncated",
-    "log_unreadable",
-    "log_gone",
-    "anchor",
-]
-"""What was found: a file that cannot be read or does not add up; one of other topics or rules; a
-wrong snapshot of unchanged topics; a changed or removed record; an end before a snapshot's
-watermark; a damaged record batch; a beginning that retention removed, and what was trusted then."""
-
-NOTES: Final = frozenset({"foreign_snapshot", "anchor"})
-"""The kinds that a person should know, but that are no failure."""
+from replay.findings import RECORD, Disagreement, Finding, Kind, PartitionProof, Proof, Proven
+from replay.suspects import (
+    Differing,
+    Suspect,
+    differing_entries,
+    of_entry,
+    of_header,
+    suspects_of,
+    text_of,
+)
 
 Read = Callable[[Mapping[Slot, tuple[int, int]]], Iterator[Batch]]
 """Yields the records of spans, as `Cluster.read` does."""
@@ -75,189 +57,6 @@ _FREEZE_AFTER_RECORDS: Final = 100_000
 _SHOWN: Final = 10
 _NAMED: Final = 3
 _SUSPECTS: Final = 1_000
-_LONGEST_TEXT: Final = 500
-_RECORD: Final = "record"
-
-_ENTRIES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
-    BALANCES_KIND: ("balances", ()),
-    ORDER_KIND: ("order", ("order_id",)),
-    FILL_KIND: ("fill", ("order_id", "fill_id")),
-    AMENDMENT_KIND: ("amendment", ("order_id", "revision")),
-    TRANSFER_KIND: ("transfer", ("transfer_id",)),
-}
-"""What a person calls an entry, and its ids; see `ledger.projections.entries`."""
-
-_decode_execution = msgspec.json.Decoder(Execution).decode
-_decode_amended = msgspec.json.Decoder(Amended).decode
-_decode_transfer = msgspec.json.Decoder(Transfer).decode
-
-
-# --- what is found --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """One thing of which a snapshot and the topics say otherwise; None where one has nothing.
-
-    Attributes:
-        kind: of a record, the type of the event that the snapshot has of it (else of the one that
-            it is now), or `record` where only its digest is known; of an entry `balances`,
-            `order`, `fill`, `amendment`, `transfer`; of the header `counts`, `log_digest`, `tip`.
-        account: whose it is, or empty.
-        ids: what else identifies it, by field name.
-        snapshot: what the snapshot says.
-        topics: what the topics say: the text of the record, or the rebuilt entry.
-        offset: of a record.
-        record: what became of it.
-    """
-
-    kind: str
-    account: str
-    ids: dict[str, str]
-    snapshot: Any
-    topics: Any
-    offset: int | None = None
-    record: Literal["changed", "removed"] | None = None
-
-    def __str__(self) -> str:
-        """Return it as a part of a sentence."""
-        owner = [f"account {self.account}"] if self.account else []
-        what = ", ".join(
-            [self.kind, *owner, *(f"{name} {text}" for name, text in self.ids.items())]
-        )
-        if self.offset is None:
-            return what
-        became = "is gone" if self.record == "removed" else "was changed"
-        return f"offset {self.offset} {became}" + (f" ({what})" if self.kind != _RECORD else "")
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as `--json` prints it."""
-        where = {} if self.offset is None else {"offset": self.offset, "record": self.record}
-        owner = {"account": self.account} if self.account else {}
-        return {
-            "kind": self.kind,
-            **owner,
-            **self.ids,
-            **where,
-            "snapshot": self.snapshot,
-            "topics": self.topics,
-        }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that was found of one partition, and a sentence about it.
-
-    Attributes:
-        snapshot: the name of the snapshot that shows it, if one does.
-        topic: whose records it is about, if it is about records.
-        first_offset: of the records among which it lies.
-        last_offset: of them.
-        disagreements: the first things that differ.
-        more: how many more there are.
-    """
-
-    kind: Kind
-    partition: int
-    sentence: str
-    snapshot: str | None = None
-    topic: str | None = None
-    first_offset: int | None = None
-    last_offset: int | None = None
-    disagreements: Sequence[Disagreement] = ()
-    more: int = 0
-
-    @property
-    def is_note(self) -> bool:
-        """Whether it is no failure."""
-        return self.kind in NOTES
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the finding as `--json` prints it."""
-        return {
-            "kind": self.kind,
-            "partition": self.partition,
-            "snapshot": self.snapshot,
-            "topic": self.topic,
-            "first_offset": self.first_offset,
-            "last_offset": self.last_offset,
-            "sentence": self.sentence,
-            "disagreements": [one.as_json() for one in self.disagreements],
-            "more": self.more,
-        }
-
-
-@dataclass(frozen=True)
-class Proven:
-    """A snapshot that holds exactly what the topics say."""
-
-    name: str
-    watermark: Watermark
-    state_digest: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return it as `--json` prints it."""
-        return {
-            "name": self.name,
-            "watermark": self.watermark,
-            "state_digest": self.state_digest,
-        }
-
-
-@dataclass(frozen=True)
-class PartitionProof:
-    """What was proven of one partition's snapshots.
-
-    Attributes:
-        base: what it was proven from: `genesis`, or the name of a snapshot that was trusted; None
-            where there was neither.
-        proven: oldest first.
-        unproven: the names of those that could be read and belong to these topics, but were not.
-    """
-
-    partition: int
-    base: str | None
-    proven: Sequence[Proven]
-    unproven: Sequence[str]
-    findings: Sequence[Finding]
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What was proven of the ledger's snapshots."""
-
-    partitions: Mapping[int, PartitionProof]
-
-    @property
-    def findings(self) -> list[Finding]:
-        """What was found, notes included, partition by partition."""
-        return [finding for part in self.partitions.values() for finding in part.findings]
-
-    @property
-    def match(self) -> bool:
-        """Whether nothing is damaged, differs or is missing."""
-        return all(finding.is_note for finding in self.findings)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the proof as `--json` prints it."""
-        parts = self.partitions.values()
-        return {
-            "match": self.match,
-            "proven": sum(len(part.proven) for part in parts),
-            "unproven": sum(len(part.unproven) for part in parts),
-            "partitions": {
-                str(part.partition): {
-                    "base": part.base,
-                    "proven": [one.as_json() for one in part.proven],
-                    "unproven": list(part.unproven),
-                }
-                for part in parts
-            },
-            "findings": [finding.as_json() for finding in self.findings],
-        }
-
-
-# --- proving --------------------------------------------------------------------------------------
 
 
 def prove(
@@ -365,33 +164,13 @@ class _Snapshot:
         return self.file.watermark
 
 
-class _Suspect(NamedTuple):
-    """The offset of a record that is not the one that a snapshot was made of.
-
-    Attributes:
-        fact: what the snapshot keeps of the record; None where it has nothing from this offset, or
-            something else than the topics say.
-    """
-
-    topic: str
-    offset: int
-    type: str
-    account: str
-    ids: dict[str, str]
-    fact: Fact | None
-
-    def disagreement(self, record: Literal["changed", "removed"], text: str | None) -> Disagreement:
-        said = None if self.fact is None else _named(self.fact)
-        return Disagreement(self.type, self.account, self.ids, said, text, self.offset, record)
-
-
 @dataclass
 class _Lost:
     """What a snapshot has from beyond where a topic can be read."""
 
     snapshot: _Snapshot
     count: int = 0
-    first: list[_Suspect] = field(default_factory=list)
+    first: list[Suspect] = field(default_factory=list)
 
 
 class _PartitionProver:
@@ -418,7 +197,7 @@ class _PartitionProver:
         self._proven: dict[str, _Snapshot] = {}
         # Of the topics as they are: the log digest at each snapshot's offset.
         self._chains: dict[str, dict[int, str]] = {topic: {} for topic in INPUT_TOPICS}
-        self._suspects: dict[str, dict[int, _Suspect]] = {topic: {} for topic in INPUT_TOPICS}
+        self._suspects: dict[str, dict[int, Suspect]] = {topic: {} for topic in INPUT_TOPICS}
         self._lost: dict[str, _Lost] = {}
 
     def proof(self, files: Iterable[SnapshotFile]) -> PartitionProof:
@@ -572,18 +351,18 @@ class _PartitionProver:
             return
         try:
             with self._snapshots.open(snapshot.file, self._origin) as (header, entries):
-                differing = _differing(entries, store.scan())
+                differing = differing_entries(entries, store.scan())
                 if is_same_log:
-                    self._state_differs(snapshot, [*_of_header(header, partition)], differing)
+                    self._state_differs(snapshot, [*of_header(header, partition)], differing)
                 else:
                     self._suspect(snapshot, differing)
         except SnapshotError as error:
             self._damaged(snapshot.file, str(error))
 
     def _state_differs(
-        self, snapshot: _Snapshot, of_header: list[Disagreement], differing: Iterable[_Differing]
+        self, snapshot: _Snapshot, of_header: list[Disagreement], differing: Iterable[Differing]
     ) -> None:
-        found = iter(map(_of_entry, differing))
+        found = iter(map(of_entry, differing))
         first = [*of_header, *islice(found, _SHOWN)]
         more = sum(1 for _ in found)
         self._find(
@@ -595,9 +374,9 @@ class _PartitionProver:
             more=more,
         )
 
-    def _suspect(self, snapshot: _Snapshot, differing: Iterable[_Differing]) -> None:
+    def _suspect(self, snapshot: _Snapshot, differing: Iterable[Differing]) -> None:
         lost = {topic: _Lost(snapshot) for topic in INPUT_TOPICS}
-        for suspect in _suspects_of(differing):
+        for suspect in suspects_of(differing):
             topic, offset = suspect.topic, suspect.offset
             if offset >= self._limits[topic]:
                 lost[topic].count += 1
@@ -812,7 +591,7 @@ class _Stretch:
             self._skip_to(offset)
             self._next_offset = offset + 1
             if offset in watched:
-                self._present[offset] = (tip_of(offset, key, value), _text(value))
+                self._present[offset] = (tip_of(offset, key, value), text_of(value))
 
     def read_all(self) -> None:
         """Take in that no more come."""
@@ -825,9 +604,7 @@ class _Stretch:
             else:
                 self.more_holes += 1
 
-    def disagreements(
-        self, suspects: Mapping[int, _Suspect], tip: Tip | None
-    ) -> list[Disagreement]:
+    def disagreements(self, suspects: Mapping[int, Suspect], tip: Tip | None) -> list[Disagreement]:
         """Return the records that were changed or removed, as far as they can be told.
 
         Args:
@@ -846,152 +623,13 @@ class _Stretch:
             if there != tip:
                 record = "changed" if there is not None else "removed"
                 found[tip.offset] = Disagreement(
-                    _RECORD, "", {}, {"digest": tip.digest}, text, tip.offset, record
+                    RECORD, "", {}, {"digest": tip.digest}, text, tip.offset, record
                 )
         return [found[offset] for offset in sorted(found)]
 
 
-# --- what differs between a snapshot's entries and the rebuilt ones -------------------------------
-
-_Differing = tuple[bytes, bytes | None, bytes | None]
-"""A key, the snapshot's value and the rebuilt one."""
-
-_Identity = tuple[str, ...]
-
-
-def _differing(
-    snapshot: Iterable[tuple[bytes, bytes]], rebuilt: Iterable[tuple[bytes, bytes]]
-) -> Iterator[_Differing]:
-    """Yield the entries that differ; both come in order of their keys."""
-    left = (entry for entry in snapshot if entry[0] != META_KEY)
-    right = (entry for entry in rebuilt if entry[0] != META_KEY)
-    one, other = next(left, None), next(right, None)
-    while one is not None or other is not None:
-        if other is None or (one is not None and one[0] < other[0]):
-            assert one is not None
-            yield one[0], one[1], None
-            one = next(left, None)
-        elif one is None or other[0] < one[0]:
-            yield other[0], None, other[1]
-            other = next(right, None)
-        else:
-            if one[1] != other[1]:
-                yield one[0], one[1], other[1]
-            one, other = next(left, None), next(right, None)
-
-
-def _suspects_of(differing: Iterable[_Differing]) -> Iterator[_Suspect]:
-    """Yield the records that must have been changed, removed or added, by the facts they made."""
-    for _, entries in groupby(differing, key=lambda entry: split_key(entry[0])[0]):
-        stated: dict[_Identity, _Suspect] = {}
-        rebuilt: dict[_Identity, _Suspect] = {}
-        for key, one, other in entries:
-            stated.update(_facts(key, one))
-            rebuilt.update(_facts(key, other))
-        for identity in stated.keys() | rebuilt.keys():
-            was, now = stated.get(identity), rebuilt.get(identity)
-            if was is not None and (now is None or was.offset <= now.offset):
-                # An unchanged record would still be the first of its identity.
-                if now is None or was.fact != now.fact:
-                    yield was
-            else:
-                # Had this record been there, the snapshot would have it.
-                assert now is not None
-                yield now._replace(fact=None)
-
-
-def _facts(key: bytes, value: bytes | None) -> Iterator[tuple[_Identity, _Suspect]]:
-    """Yield the facts in an entry by their identity (contract, section 4)."""
-    if value is None:
-        return
-    account, kind, identity = split_key(key)
-    try:
-        found = list(_facts_of(kind, identity, account, value))
-    except (msgspec.DecodeError, ArithmeticError, ValueError):
-        return  # not what a ledger writes, whatever it adds up to
-    for topic, type_, ids, fact in found:
-        if fact is not None:
-            named = "transfer" if topic == TRANSFERS else type_
-            suspect = _Suspect(topic, fact.offset, type_, account, ids, fact)
-            yield (named, *ids.values()), suspect
-
-
-_Stated = tuple[str, str, dict[str, str], Fact | None]
-"""Topic, event type, ids, and the fact."""
-
-
-def _facts_of(kind: str, identity: str, account: str, value: bytes) -> Iterator[_Stated]:
-    if kind == ORDER_KIND:
-        order = Order.decode(account, identity, value)
-        ids = {"order_id": identity}
-        yield ORDERS, "order_placed", ids, order.placed
-        yield ORDERS, "order_cancelled", ids, order.cancelled
-        yield ORDERS, "order_rejected", ids, order.rejected
-        for revision, amended in order.amendments.items():
-            yield ORDERS, "order_amended", {**ids, "revision": str(revision)}, amended
-        for fill_id, execution in order.fills.items():
-            yield from _facts_of_execution({**ids, "fill_id": fill_id}, execution)
-    elif kind == FILL_KIND:
-        order_id, _, fill_id = identity.partition("\0")
-        ids = {"order_id": order_id, "fill_id": fill_id}
-        yield from _facts_of_execution(ids, _decode_execution(value))
-    elif kind == AMENDMENT_KIND:
-        order_id, _, padded = identity.partition("\0")
-        ids = {"order_id": order_id, "revision": str(int(padded))}
-        yield ORDERS, "order_amended", ids, _decode_amended(value)
-    elif kind == TRANSFER_KIND:
-        fact = _decode_transfer(value)
-        yield TRANSFERS, fact.type, {"transfer_id": identity}, fact
-
-
-def _facts_of_execution(ids: dict[str, str], execution: Execution) -> Iterator[_Stated]:
-    yield FILLS, "order_filled", ids, execution.fill
-    yield FILLS, "fill_busted", ids, execution.bust
-
-
-def _of_entry(differing: _Differing) -> Disagreement:
-    key, stated, rebuilt = differing
-    account, kind, identity = split_key(key)
-    word, names = _ENTRIES.get(kind, (kind, ("id",)))
-    ids = dict(zip(names, identity.split("\0"), strict=False))
-    return Disagreement(word, account, ids, _value(stated), _value(rebuilt))
-
-
-def _of_header(header: Header, partition: Partition) -> Iterator[Disagreement]:
-    for topic in INPUT_TOPICS:
-        said: Any = header.counts.get(topic)
-        if said != partition.counts[topic]:
-            yield Disagreement("counts", "", {"topic": topic}, said, partition.counts[topic])
-        tips = (header.tips.get(topic), partition.tips.get(topic))
-        if tips[0] != tips[1]:
-            said, found = (None if tip is None else msgspec.to_builtins(tip) for tip in tips)
-            yield Disagreement("tip", "", {"topic": topic}, said, found)
-
-
-# --- words ----------------------------------------------------------------------------------------
-
-
-def _offset_of(what: KafkaRecord | _Suspect) -> int:
+def _offset_of(what: KafkaRecord | Suspect) -> int:
     return what.offset
-
-
-def _named(fact: Fact) -> dict[str, Any]:
-    """Return a fact's fields by name, without those that are not given."""
-    fields = {name: getattr(fact, name) for name in fact.__struct_fields__}
-    return {name: text for name, text in fields.items() if text is not None}
-
-
-def _value(stored: bytes | None) -> Any:
-    if stored is None:
-        return None
-    try:
-        return msgspec.json.decode(stored)
-    except msgspec.DecodeError:
-        return _text(stored)
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value[:_LONGEST_TEXT].decode(errors="replace")
 
 
 def _count(number: int, what: str) -> str:

@@ -18,7 +18,7 @@ from ledger.projections.partition import VERDICTS
 from ledger.statement import running
 from replay.assertions import Outcome
 from replay.causes import entries_of_span, orders_of_span
-from replay.proof import Proof
+from replay.findings import Proof
 from replay.results import Change, PartitionReplay, Replay, Shown, totals_of
 from replay.verify import Verification
 from replay.whatif import WhatIf

@@ -28,7 +28,8 @@ from ledger.settings import Settings
 from ledger.snapshots import SnapshotFile, Snapshots
 from ledger.store import MemoryStore
 from replay import proof
-from replay.proof import Finding, PartitionProof, Proof, Read, cost, prove, prove_partition
+from replay.findings import Finding, PartitionProof, Proof
+from replay.proof import Read, cost, prove, prove_partition
 from replay.state import temporary_states
 from tests.broker import OwnBroker, own_broker
 from tests.strategies import Placed, edits, placed_logs
