@@ -8,7 +8,7 @@ demo: setup  ## the real hour and both wallets, end to end
 	@.venv/bin/ledger demo
 
 test: setup  ## all tests, on a real Kafka and a real RabbitMQ (for each of the processes)
-	.venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## lint and types
 	.venv/bin/ruff format --check .

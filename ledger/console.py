@@ -35,6 +35,7 @@ from ledger.errors import LedgerError
 FINE: Final = 0
 DIFFERENT: Final = 1
 COULD_NOT_RUN: Final = 2
+INTERRUPTED: Final = 130
 
 DEBUG_VARIABLE: Final = "LEDGER_DEBUG"
 
@@ -61,8 +62,7 @@ def run(app: typer.Typer, name: str) -> NoReturn:
             sys.exit(COULD_NOT_RUN)
         fail(f"{message.replace('Value error, ', '').removesuffix('.')}. See '{name} --help'.")
     except (KeyboardInterrupt, typer.Abort):
-        err.print("Interrupted.")
-        sys.exit(130)
+        code = INTERRUPTED
     except SystemExit as leaving:
         # Commands leave with `typer.Exit`; a 1 here is how rich and typer answer a broken pipe:
         # whoever read our output has seen enough.
@@ -76,6 +76,8 @@ def run(app: typer.Typer, name: str) -> NoReturn:
             f"This is a bug: {type(error).__name__}: {error}. "
             f"Set {DEBUG_VARIABLE}=1 to see where it came from."
         )
+    if code == INTERRUPTED:  # with this, typer itself answers Ctrl-C
+        err.print("Interrupted.")
     sys.exit(code if isinstance(code, int) else FINE)
 
 

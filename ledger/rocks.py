@@ -52,6 +52,7 @@ class RocksStore:
             StateError: it cannot be read or written.
         """
         self.directory = directory
+        self._failed = False
         if (directory / _MARKER).exists():
             raise DamagedState(f"The state in {directory} was found damaged. {_REBUILT}")
         try:
@@ -66,6 +67,7 @@ class RocksStore:
 
     def _trouble(self, error: Exception) -> StateError:
         """Return what RocksDB's error means."""
+        self._failed = True
         if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
             return DamagedState(f"The state in {self.directory} is damaged ({error}). {_REBUILT}")
         return StateError(
@@ -143,7 +145,10 @@ class RocksStore:
             try:
                 database.close()
             except Exception as error:  # noqa: BLE001 - after a failed write it cannot be tidied up
-                logger.warning("The state in %s was not closed in order: %s", self.directory, error)
+                if not self._failed:  # else it was said already, by an error
+                    logger.warning(
+                        "The state in %s was not closed in order: %s", self.directory, error
+                    )
             del database
             gc.collect(0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +67,8 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; the exit code is 0, 1 or 2, and never is there a traceback."""
+    # So that temporary states and other processes end with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console.run(app, "replay")
 
 

@@ -13,9 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from multiprocessing import reduction
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from ledger.errors import LedgerError, MissingRecords, StateError
 from ledger.events import INPUT_TOPICS
@@ -100,8 +101,9 @@ def replay(
     began = time.perf_counter()
     numbers = sorted(job.span.end)
     with contextlib.ExitStack() as stack:
+        lock = None
         if directory is not None:
-            stack.enter_context(
+            lock = stack.enter_context(
                 claim_directory(directory, job.origin, job.base, job.span.start, numbers)
             )
         groups = _groups(job, processes)
@@ -114,7 +116,7 @@ def replay(
             stack.callback(files.close)
         if len(groups) > 1:
             assert files is not None
-            done = _in_processes([job.part(group) for group in groups], warn, progress)
+            done = _in_processes([job.part(group) for group in groups], lock, warn, progress)
             rebuilt = _opened(job, files)
         else:
             rebuilt, done = _rebuild(job, files, warn, progress)
@@ -195,17 +197,36 @@ def _result(job: Job, rebuilt: Rebuilt, done: _Done, number: int) -> PartitionRe
 # -- processes
 
 
-def _in_processes(jobs: list[Job], warn: Warn, progress: Progress) -> _Done:
+class _Shared:
+    """A lock that a process holds together with its parent: until both have ended."""
+
+    def __init__(self, lock: IO[str] | None) -> None:
+        self._lock = lock
+
+    def __getstate__(self) -> Any:
+        return self._lock and reduction.DupFd(self._lock.fileno())
+
+    def __setstate__(self, shared: Any) -> None:
+        self._descriptor = shared and shared.detach()
+
+
+def _in_processes(jobs: list[Job], lock: IO[str] | None, warn: Warn, progress: Progress) -> _Done:
     context = multiprocessing.get_context("spawn")  # librdkafka does not survive a fork
     said: Any = context.Queue()
-    running: list[BaseProcess] = [
-        context.Process(target=_work, args=(job, said, os.getpid()), daemon=True) for job in jobs
-    ]
+    running: list[BaseProcess] = []
     whole = _Done()
-    left = len(running)
+    left = len(jobs)
     try:
-        for process in running:
-            process.start()
+        # Ctrl-C goes to all processes of a terminal. Ours begin with it blocked: we end them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            for job in jobs:
+                args = (job, said, os.getpid(), _Shared(lock))
+                started = context.Process(target=_work, args=args, daemon=True)
+                started.start()
+                running.append(started)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         while left:
             try:
                 kind, what = said.get(timeout=_LOOK_S)
@@ -234,9 +255,8 @@ def _in_processes(jobs: list[Job], warn: Warn, progress: Progress) -> _Done:
             process.join()
 
 
-def _work(job: Job, said: Any, parent: int) -> None:
-    """Replay some partitions in a process of its own, and tell the parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+def _work(job: Job, said: Any, parent: int, lock: _Shared) -> None:
+    """Replay some partitions in a process of its own, which holds the lock, and tell the parent."""
     gc.set_threshold(50_000, 20, 50)
     assert job.directory is not None
     files = StateFiles(job.directory)
@@ -252,7 +272,7 @@ def _work(job: Job, said: Any, parent: int) -> None:
         if job.what_if is not None:
             done.matched = job.what_if.matched
         said.put(("done", done))
-    except LedgerError as error:
+    except (LedgerError, OSError) as error:
         said.put(("failed", error))
 
 

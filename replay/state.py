@@ -23,6 +23,7 @@ from ledger.settings import Settings
 from ledger.states import make_state, put_in_place, tidy
 
 _ABOUT: Final = "replay.json"
+_LOCK: Final = "lock"
 
 
 class About(msgspec.Struct, frozen=True):
@@ -99,17 +100,24 @@ def claim_directory(
     about = About(RULES_VERSION, origin, base, format_positions(named))
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = (directory / "lock").open("a")
+        lock = _lock(directory)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _check(directory, about)
         except BaseException:
             lock.close()
             raise
-    except BlockingIOError as error:
-        raise StateInUse(f"Another replay works in {directory}. Wait for its end.") from error
     except OSError as error:
         raise InputError(f"{directory} cannot be used for states: {error}.") from error
+    return lock
+
+
+def _lock(directory: Path) -> IO[str]:
+    lock = (directory / _LOCK).open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise StateInUse(f"Another replay works in {directory}. Wait for its end.") from error
     return lock
 
 
@@ -128,9 +136,9 @@ def _check(directory: Path, about: About) -> None:
                     f"one's is {wanted}. Use another directory, or the same options."
                 )
         return
-    if any(path.name != "lock" for path in directory.iterdir()):
+    unfinished = file.with_suffix(".new")  # a kill or a full disk may leave it
+    if any(path.name not in (_LOCK, unfinished.name) for path in directory.iterdir()):
         raise InputError(f"{directory} holds something else than states. Use another directory.")
-    unfinished = file.with_suffix(".new")
     unfinished.write_bytes(msgspec.json.encode(about))
     keep_on_disk(unfinished)
     unfinished.rename(file)
@@ -149,26 +157,33 @@ class WorkerStates:
             workers: how many will share it.
 
         Raises:
-            InputError: it has states of workers already.
+            InputError: there is something of workers already.
         """
         self._places = directory / settings.topic("worker")
         self._workers = workers
         self.unfinished = directory / f".{settings.topic('worker')}-unfinished"
-        if any(self._places.glob("*/p*")):
-            raise InputError(f"{self._places} has states already. Name another directory.")
+        if self._places.exists():
+            raise InputError(f"{self._places} is there already. Name another directory.")
 
     def finish(self, numbers: Iterable[int]) -> None:
-        """Put the states of partitions, all closed, where workers look for them.
+        """Put the states of partitions, all closed, where workers look for them: all or none.
 
         Raises:
             InputError: the directory cannot be written.
+            StateInUse: another replay makes them meanwhile.
         """
         try:
-            for number in numbers:
-                place = self._places / str(number % self._workers)
-                place.mkdir(parents=True, exist_ok=True)
-                (self.unfinished / f"p{number}").rename(place / f"p{number}")
-                keep_on_disk(place)
-            shutil.rmtree(self.unfinished)
+            with _lock(self.unfinished):
+                made = self.unfinished / "places"
+                shutil.rmtree(made, ignore_errors=True)  # what a kill left
+                for number in numbers:
+                    place = made / str(number % self._workers)
+                    place.mkdir(parents=True, exist_ok=True)
+                    (self.unfinished / f"p{number}").rename(place / f"p{number}")
+                    keep_on_disk(place)
+                keep_on_disk(made)
+                made.rename(self._places)
+                keep_on_disk(self._places.parent)
+                shutil.rmtree(self.unfinished)
         except OSError as error:
             raise InputError(f"{self._places} cannot be written: {error}.") from error

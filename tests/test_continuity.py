@@ -274,7 +274,7 @@ def test_a_restarted_broker_that_lost_nothing_is_waited_for(
         broker.kill()
         broker.start()
         publish_each(settings, deposits(150, 200))
-        published = eventually(lambda: published_at_end(settings), 90)
+        published = eventually(lambda: published_at_end(settings), 180)
         assert process.poll() is None
     assert_published_equals_reference(settings, published, reference_of(settings))
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Callable
+import random
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import OFFSET_END, TopicPartition
@@ -27,6 +35,7 @@ from tests.reference import Reference
 from tests.support import (
     BITSTAMP,
     cluster_of,
+    environment,
     eventually,
     lines_of,
     publish,
@@ -93,11 +102,12 @@ def test_processes_and_states_on_disk_give_the_same(
         assert in_memory.code == FINE, in_memory.err
         assert in_memory.json["changed"]
         directory = tmp_path / base
-        for more in (("--processes", "2"), ("--state", str(directory)), ("--processes", "8")):
+        processes = "5" if base == "snapshot" else "2"
+        for more in (("--processes", processes), ("--state", str(directory))):
             ran = replay(hour, *options, *more)
             assert ran.code == FINE, ran.err
             assert same(ran.json) == same(in_memory.json), (base, more)
-        again = replay(hour, *options, "--processes", "2", "--state", str(directory))
+        again = replay(hour, *options, "--state", str(directory))
         assert same(again.json) == same(in_memory.json)
         assert not any(sum(topic.values()) for topic in again.json["records_read"].values())
 
@@ -143,7 +153,8 @@ def test_a_replay_that_is_interrupted_anywhere_goes_on_to_the_same(
 
     whole = run(None, lambda _: None)
     interrupted = 0
-    for batches in (0, 1, 2, 3, 5, 8, 13, 21, 1000):
+    # Processes take long to start.
+    for batches in (0, 1, 2, 3, 5, 8, 13, 21, 1000) if processes == 1 else (0, 2, 5, 13, 1000):
         try:
             found = run(tmp_path / "state", interrupt_after(batches))
         except _Interrupted:
@@ -152,6 +163,127 @@ def test_a_replay_that_is_interrupted_anywhere_goes_on_to_the_same(
             assert found == whole
     assert interrupted >= 3
     assert found == whole
+
+
+@contextmanager
+def held(settings: Settings, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a replay as a process of its own that cannot end before its JSON is read: it is long."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "replay", "--json", *options],
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("option", ["--state", "--into"])
+def test_of_two_replays_in_one_directory_the_second_is_refused(
+    hour: Settings, replay: RunReplay, tmp_path: Path, option: str
+) -> None:
+    place = tmp_path / "place"
+    with held(hour, option, str(place), "--processes", "1") as first:
+        eventually(lambda: list(place.rglob("replay.json")))
+        for processes in ("1", "2"):
+            second = replay(hour, "--json", option, str(place), "--processes", processes)
+            assert (second.code, second.out) == (COULD_NOT_RUN, "")
+            assert f"Another replay works in {place}" in second.err
+            assert "Wait for its end." in second.err
+        out, err = first.communicate(timeout=60)
+    assert first.returncode == FINE, err
+    assert same(json.loads(out)) == same(replay(hour, "--json").json)
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_replay_that_is_killed_anywhere_goes_on_to_the_same(
+    hour: Settings, replay: RunReplay, tmp_path: Path, processes: str
+) -> None:
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    options = ("--from-offset", "300", "--processes", processes)
+    whole = replay(hour, "--json", "--from-offset", "300").json
+    for number, reached in enumerate(("replay.json", "p*", "p*-before")):
+        state = tmp_path / str(number)
+        with held(hour, *options, "--state", str(state)) as process:
+            eventually(lambda: list(state.glob(reached)))  # noqa: B023 - it is called right here
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(chance.uniform(0, 0.5))
+            children = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+        assert process.returncode == -signal.SIGKILL
+        _, left = psutil.wait_procs(children, timeout=30)
+        assert not left, f"seed {seed}, {reached}"
+        again = replay(hour, "--json", *options, "--state", str(state))
+        assert again.code == FINE, f"seed {seed}, {reached}: {again.err}"
+        assert same(again.json) == same(whole), f"seed {seed}, {reached}"
+
+
+def test_processes_that_outlive_a_killed_replay_keep_its_directory(
+    hour: Settings, replay: RunReplay, tmp_path: Path
+) -> None:
+    state = str(tmp_path / "state")
+    with held(hour, "--state", state, "--processes", "2") as process:
+        itself = psutil.Process(process.pid)
+        eventually(lambda: len(itself.children()) >= 2)
+        children = itself.children()
+        for child in children:
+            child.suspend()
+        process.kill()
+    ran = replay(hour, "--json", "--state", state)
+    for child in children:
+        child.resume()
+    assert ran.code == COULD_NOT_RUN
+    assert "Another replay works in" in ran.err
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not left
+    again = replay(hour, "--json", "--state", state)
+    assert same(again.json) == same(replay(hour, "--json").json)
+
+
+@pytest.mark.parametrize(
+    ("option", "processes", "limits"),
+    [
+        ("--state", "1", (0, 1_000, 65_536)),
+        ("--state", "2", (65_536,)),
+        ("--into", "2", (0, 1_000)),
+    ],
+)
+def test_a_full_disk_stops_a_replay_which_goes_on_when_there_is_space(
+    hour: Settings,
+    replay: RunReplay,
+    tmp_path: Path,
+    option: str,
+    processes: str,
+    limits: tuple[int, ...],
+) -> None:
+    """A limit on the size of files fails writes as a full disk does."""
+    whole = replay(hour, "--json").json
+    for limit in limits:
+        place = tmp_path / str(limit)
+        options = ("--json", option, str(place), "--processes", processes)
+        full = subprocess.run(
+            [sys.executable, "-m", "replay", *options],
+            env=environment(hour),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),  # noqa: B023
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (full.returncode, full.stdout) == (COULD_NOT_RUN, ""), full.stderr
+        (sentence,) = full.stderr.splitlines()
+        assert sentence.startswith("error: ")
+        assert str(place) in sentence
+        assert "File too large" in sentence
+        again = replay(hour, *options)
+        assert again.code == FINE, again.err
+        assert same(again.json) == same(whole)
 
 
 def test_a_directory_of_another_replay_is_refused(
@@ -190,7 +322,7 @@ def test_workers_start_from_a_directory_that_a_replay_made(
     progress = [stored_progress(place) for place in sorted((tmp_path / "two").glob("*worker/?"))]
     assert [sorted(place) for place in progress] == [[0, 2, 4, 6], [1, 3, 5, 7]]
     again = replay(hour, "--into", str(made))
-    assert (again.code, "has states already" in again.err) == (COULD_NOT_RUN, True)
+    assert (again.code, "is there already" in again.err) == (COULD_NOT_RUN, True)
     # Without their states workers could do nothing: the records are gone.
     cluster = cluster_of(hour)
     gone = [TopicPartition(hour.topic(t), n, OFFSET_END) for t in INPUT_TOPICS for n in range(8)]
