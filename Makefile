@@ -1,5 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: setup demo test check format schemas lock bench bench-recovery chaos clean
+.PHONY: setup demo test check format schemas lock bench bench-recovery chaos watermarks clean
 
 setup:
 	@scripts/setup
@@ -36,6 +36,9 @@ bench-recovery: setup  ## how soon records are applied again after kills, stops 
 
 chaos: setup  ## workers and broker killed and paused under 20 seeded streams; SEEDS=1-100 for more
 	.venv/bin/python -m tests.chaos --seeds $(or $(SEEDS),1-20)
+
+watermarks: setup  ## replays to 50 random watermarks of the hour and of 1,000,000 events, against a naive ledger
+	.venv/bin/python -m tests.watermarks
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

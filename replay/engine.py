@@ -38,6 +38,8 @@ Progress = Callable[[int], None]
 
 OFFSETS_WORTH_A_PROCESS: Final = 150_000
 """Fewer are read sooner than another process has started."""
+OFFSETS_IN_MEMORY: Final = 2_000_000
+"""The states of longer logs are kept in files, so that memory does not grow with them."""
 _LOOK_S: Final = 0.1
 
 
@@ -107,7 +109,7 @@ def replay(
                 claim_directory(directory, job.origin, job.base, job.span.start, numbers)
             )
         groups = _groups(job, processes)
-        if directory is None and len(groups) > 1:
+        if directory is None and (len(groups) > 1 or _offsets(job) > OFFSETS_IN_MEMORY):
             temporary = tempfile.TemporaryDirectory(prefix="replay-", ignore_cleanup_errors=True)
             directory = Path(stack.enter_context(temporary))
         job = replace(job, directory=directory)
@@ -127,13 +129,15 @@ def replay(
         return Replay(parts, seconds, stack.pop_all())
 
 
+def _offsets(job: Job) -> int:
+    return sum(sum(end.values()) for end in job.span.end.values())
+
+
 def _groups(job: Job, processes: int | None) -> list[list[int]]:
     """Return which partitions each process replays, so that all have about as much to read."""
-    sizes = {
-        number: sum(end[topic] for topic in INPUT_TOPICS) for number, end in job.span.end.items()
-    }
+    sizes = {number: sum(end.values()) for number, end in job.span.end.items()}
     if processes is None:
-        worth = sum(sizes.values()) // OFFSETS_WORTH_A_PROCESS
+        worth = _offsets(job) // OFFSETS_WORTH_A_PROCESS
         processes = min(len(os.sched_getaffinity(0)), worth)
     groups: list[list[int]] = [[] for _ in range(max(1, min(processes, len(sizes))))]
     for number in sorted(sizes, key=lambda number: (-sizes[number], number)):

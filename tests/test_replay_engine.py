@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from decimal import Decimal
@@ -28,9 +29,11 @@ from ledger.console import COULD_NOT_RUN, DIFFERENT, FINE
 from ledger.events import INPUT_TOPICS
 from ledger.positions import Watermarks
 from ledger.settings import Settings
+from replay import engine
 from replay.engine import Job, _groups
 from replay.engine import replay as run_replay
 from replay.request import Span
+from replay.results import Change
 from tests.reference import Reference
 from tests.support import (
     BITSTAMP,
@@ -110,6 +113,32 @@ def test_processes_and_states_on_disk_give_the_same(
         again = replay(hour, *options, "--state", str(directory))
         assert same(again.json) == same(in_memory.json)
         assert not any(sum(topic.values()) for topic in again.json["records_read"].values())
+
+
+def test_the_states_of_a_long_log_are_kept_in_files_that_are_removed_in_the_end(
+    hour: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(engine, "OFFSETS_IN_MEMORY", 11_432)
+    cluster = cluster_of(hour)
+    ends = {n: part.watermark for n, part in rebuilt(hour).items()}
+    start = {n: dict.fromkeys(INPUT_TOPICS, 10) for n in ends}
+
+    def run() -> tuple[str, list[Change], int]:
+        job = Job(cluster.bootstrap, hour, cluster.origin(), Span(start, ends), "genesis")
+        with run_replay(
+            job, processes=1, directory=None, warn=pytest.fail, progress=lambda _: None
+        ) as found:
+            files = len(list(tmp_path.glob("replay-*/p*/CURRENT")))
+            return found.state_digest, list(found.changes()), files
+
+    *in_memory, files = run()
+    assert files == 0
+    monkeypatch.setattr(engine, "OFFSETS_IN_MEMORY", 11_431)
+    *in_files, files = run()
+    assert in_files == in_memory
+    assert files == 2 * len(ends)
+    assert not list(tmp_path.iterdir())
 
 
 class _Interrupted(Exception):  # noqa: N818 - a test's own
