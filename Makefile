@@ -7,7 +7,7 @@ setup:
 demo: setup  ## the real hour and both wallets, end to end
 	@.venv/bin/ledger demo
 
-test: setup  ## all tests, on a real Kafka and a real RabbitMQ (for each of the processes)
+test: setup  ## all tests, in three processes, on one real Kafka and one real RabbitMQ
 	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 check: setup  ## lint and types

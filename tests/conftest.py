@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import decimal
 import os
+import shutil
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,21 @@ def _nothing_is_rounded_by_accident() -> Iterator[None]:
     with decimal.localcontext() as context:
         context.traps[decimal.Inexact] = True
         yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give all processes of a parallel run (pytest-xdist) the same servers."""
+    parallel = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if parallel and not os.environ.get("TEST_STACK"):
+        directory = tempfile.mkdtemp(prefix="test-stack-")
+        os.environ["TEST_STACK"] = directory
+        config.add_cleanup(lambda: _end_stack(directory))
+
+
+def _end_stack(directory: str) -> None:
+    del os.environ["TEST_STACK"]
+    down(Settings(state_dir=Path(directory)), lambda _: None)
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"seed {options.seed}, in {directory}", flush=True)
     with own_broker(directory / "broker") as broker:
         outcomes = {
-            name: prove_log(broker.settings(directory / name, topic_prefix=f"{name}-"), options)
+            name: prove_log(
+                broker.settings(directory / name, topic_prefix=f"{name}-", partitions=8), options
+            )
             for name, prove_log in (("hour", _hour), ("generated", _generated))
         }
     _print_table(outcomes)
@@ -58,9 +60,9 @@ def _hour(settings: Settings, options: argparse.Namespace) -> Outcome:
 
 
 def _generated(settings: Settings, options: argparse.Namespace) -> Outcome:
-    settings = with_snapshots(settings, 3.0)
     events = round(options.events * _MORE)
-    seconds = max(3.0, events / _EVENTS_PER_S)
+    seconds = max(4.0, events / _EVENTS_PER_S)
+    settings = with_snapshots(settings, seconds / 20)
     return _prove(
         settings,
         lambda log: publish_generated(settings, log, options.seed, events, seconds),
