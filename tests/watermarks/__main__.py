@@ -33,13 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped
     directory = Path(tempfile.mkdtemp(prefix="watermarks-"))
     print(f"seed {options.seed}, in {directory}", flush=True)
-    with own_broker(directory / "broker") as broker:
-        outcomes = {
-            name: prove_log(
-                broker.settings(directory / name, topic_prefix=f"{name}-", partitions=8), options
-            )
-            for name, prove_log in (("hour", _hour), ("generated", _generated))
-        }
+    try:
+        with own_broker(directory / "broker") as broker:
+            outcomes = {
+                name: prove_log(
+                    broker.settings(directory / name, topic_prefix=f"{name}-", partitions=8),
+                    options,
+                )
+                for name, prove_log in (("hour", _hour), ("generated", _generated))
+            }
+    except (KeyboardInterrupt, SystemExit):
+        shutil.rmtree(directory)
+        raise
     _print_table(outcomes)
     if any(outcome.proof.differences for outcome in outcomes.values()):
         print(f"kept: {directory}", flush=True)

@@ -103,4 +103,9 @@ def _proofs(tasks: list[Task]) -> list[Proof]:
     with ProcessPoolExecutor(
         len(tasks), context, initializer=gc.set_threshold, initargs=_THRESHOLDS
     ) as executor:
-        return list(executor.map(prove, tasks))
+        try:
+            return list(executor.map(prove, tasks))
+        except BaseException:
+            for process in multiprocessing.active_children():  # leaving would wait for them
+                process.terminate()
+            raise
