@@ -30,7 +30,6 @@ Watermarks = dict[int, Watermark]
 Word = Literal["earliest", "latest", "snapshot"]
 EARLIEST: Final = "earliest"
 LATEST: Final = "latest"
-SNAPSHOT: Final = "snapshot"
 WORDS: Final[Mapping[str, Word]] = {word: word for word in get_args(Word)}
 
 LARGEST_OFFSET: Final = 2**63 - 1

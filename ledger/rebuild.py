@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final, Literal, Protocol
+from typing import Final, Literal, Protocol, TypeVar
 
 from ledger.continuity import Claim, require_continuous
 from ledger.errors import InputError, StateError
@@ -16,14 +16,16 @@ from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster, KafkaRecord, Slot
 from ledger.objects import StorageError
 from ledger.partitioner import partition_of
-from ledger.positions import LATEST, Limits, Word, clamped, is_time, moment_ms, parse_positions
+from ledger.positions import LATEST, Limits, clamped, is_time, moment_ms, parse_positions
 from ledger.positions import Watermarks as Watermarks
 from ledger.projections.entries import META_KEY
-from ledger.projections.partition import Origin, Partition, Watermark
+from ledger.projections.partition import Origin, Partition, Watermark, dominates
 from ledger.snapshots import SnapshotFile, Snapshots
 from ledger.store import MemoryStore, PastStore, Store, note_replaced
 
 Base = Literal["snapshot", "genesis", "empty"]
+
+_T = TypeVar("_T")
 
 _FREEZE_AFTER_RECORDS: Final = 100_000
 """Bounds how much of a partition stays decoded in memory."""
@@ -134,7 +136,7 @@ class Rebuilder:
         """Return the first offsets that the topics still have."""
         return watermarks(self._cluster.earliest(self.slots(partitions)))
 
-    def at_time(self, text: str, ends: Watermarks, source: str) -> Watermarks:
+    def at_time(self, text: str, ends: Mapping[int, Watermark], source: str) -> Watermarks:
         """Return where the records at or after an RFC 3339 time begin, by Kafka's record times.
 
         Args:
@@ -148,29 +150,22 @@ class Rebuilder:
         found = self._cluster.at_time(self.slots(ends), moment_ms(text, source))
         return clamped(watermarks(found), ends)
 
-    def at_positions(
-        self, texts: Iterable[str], ends: Watermarks, source: str, unnamed: Word = LATEST
-    ) -> Watermarks:
-        """Return the watermarks that positions mean (see `ledger.positions`).
+    def limits(self, ends: Watermarks) -> Limits:
+        """Return the offsets that words mean in positions (`ledger.positions`), asked for once.
 
-        Args:
-            texts: the positions.
-            ends: the largest offsets that can be meant.
-            source: what a person calls the texts; errors begin with it.
-            unnamed: where a partition stands that they do not name.
-
-        Raises:
-            InputError: they are none, or name something that does not exist.
-            StorageError: a newest snapshot is meant, and they cannot be listed.
+        That snapshots cannot be listed (StorageError) shows where one is meant.
         """
-        limits = Limits(clamped(self.earliest(ends), ends), ends, cache(lambda: self._newest(ends)))
-        return parse_positions(texts, limits, unnamed, source)
+        return Limits(clamped(self.earliest(ends), ends), ends, cache(lambda: self._newest(ends)))
 
-    def watermarks_at(self, texts: Sequence[str], ends: Watermarks, source: str) -> Watermarks:
-        """Return the watermarks that texts mean: one time, or positions; raises as they do."""
+    def watermarks_at(self, texts: Sequence[str], limits: Limits, source: str) -> Watermarks:
+        """Return the watermarks that texts mean: one time, or positions.
+
+        Partitions that positions do not name stand at their end. Raises as `at_time` and
+        `parse_positions` do.
+        """
         if len(texts) == 1 and is_time(texts[0]):
-            return self.at_time(texts[0], ends, source)
-        return self.at_positions(texts, ends, source)
+            return self.at_time(texts[0], limits.latest, source)
+        return parse_positions(texts, limits, LATEST, source)
 
     def _newest(self, ends: Watermarks) -> Watermarks:
         files = [self._snapshots.newest(number, ends[number], self._origin) for number in ends]
@@ -333,6 +328,27 @@ def _settle(rebuilt: Rebuilt, number: int) -> None:
     if number in rebuilt.replaced:
         note_replaced(rebuilt.stores[number], changes, rebuilt.replaced[number])
     partition.settle()
+
+
+def passes(stops: Iterable[_T], watermark: Callable[[_T], Watermark]) -> list[list[_T]]:
+    """Return stops in groups, each of which one fold passes through; usually it is one group.
+
+    Owners of a partition whose topics interleaved otherwise leave watermarks of which neither comes
+    after the other.
+
+    Args:
+        stops: in order of their number of records; within a group they stay in it.
+        watermark: returns that of a stop.
+    """
+    groups: list[list[_T]] = []
+    for stop in stops:
+        for group in groups:
+            if dominates(watermark(stop), watermark(group[-1])):
+                group.append(stop)
+                break
+        else:
+            groups.append([stop])
+    return groups
 
 
 def past(rebuilt: Rebuilt, number: int, start: Watermark, base: Base) -> Partition:

@@ -296,12 +296,13 @@ def _metadata(header: Header) -> dict[bytes, bytes]:
     return {
         _HEADER_KEY: stored,
         _CHECKSUM_KEY: hashlib.sha256(stored).hexdigest().encode(),
-        _STATE_DIGEST_KEY: _state_digest(header).encode(),
+        _STATE_DIGEST_KEY: state_digest_of(header).encode(),
         _LOG_DIGESTS_KEY: msgspec.json.encode(header.log_digests),
     }
 
 
-def _state_digest(header: Header) -> str:
+def state_digest_of(header: Header) -> str:
+    """Return the state digest (hex) that follows from a header."""
     store = MemoryStore({META_KEY: msgspec.json.encode(header)})
     return Partition(header.partition, store, partition_of, header.origin).state_digest()
 

@@ -16,7 +16,7 @@ added up over all partitions.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final, Literal, get_args
@@ -31,7 +31,7 @@ from ledger.positions import FORMS, WORDS, Watermarks, is_time, parse_snapshot_n
 from ledger.projections.accounts import Texts
 from ledger.projections.partition import Watermark
 from ledger.published import totals
-from ledger.rebuild import Rebuilder
+from ledger.rebuild import Rebuilder, passes
 from replay.results import NOTHING
 
 Field = Literal["balance", "hold", "available", "debits", "credits"]
@@ -257,6 +257,7 @@ def _resolved(
     assertions: Iterable[Assertion], rebuilder: Rebuilder, ends: Watermarks
 ) -> dict[str | None, Watermarks]:
     """Return what each position means."""
+    limits = rebuilder.limits(ends)
     resolved: dict[str | None, Watermarks] = {None: ends}
     problems = []
     for assertion in assertions:
@@ -264,7 +265,7 @@ def _resolved(
         if position is None or position in resolved:
             continue
         try:
-            resolved[position] = rebuilder.watermarks_at([position], ends, assertion.place)
+            resolved[position] = rebuilder.watermarks_at([position], limits, assertion.place)
         except InputError as error:
             problems.append(str(error))
     _refuse(problems)
@@ -282,40 +283,27 @@ def _cut(mark: Watermark) -> _Cut:
     return tuple(mark[topic] for topic in INPUT_TOPICS)
 
 
+def _mark(cut: _Cut) -> Watermark:
+    return dict(zip(INPUT_TOPICS, cut, strict=True))
+
+
 def _rows(
     wanted: dict[int, dict[_Cut, set[str]]], rebuilder: Rebuilder
 ) -> dict[tuple[int, _Cut, str], Texts]:
     """Return the accounts that are wanted of each partition and watermark."""
     rows: dict[tuple[int, _Cut, str], Texts] = {}
-    left = {number: sorted(cuts, key=sum) for number, cuts in wanted.items()}
-    while left:
-        # Of all partitions at once; those with fewer watermarks stay at their last.
-        chains = {number: _chain(cuts) for number, cuts in left.items()}
-        places = [
-            {number: chain[min(step, len(chain) - 1)] for number, chain in chains.items()}
+    # Of all partitions at once; those with fewer watermarks stay at their last.
+    passes_of = {number: passes(sorted(cuts, key=sum), _mark) for number, cuts in wanted.items()}
+    for turn in range(max(map(len, passes_of.values()), default=0)):
+        chains = {number: turns[turn] for number, turns in passes_of.items() if turn < len(turns)}
+        stops = [
+            {number: _mark(chain[min(step, len(chain) - 1)]) for number, chain in chains.items()}
             for step in range(max(map(len, chains.values())))
         ]
-        states = rebuilder.walk([_marks(cuts) for cuts in places])
-        for cuts, rebuilt in zip(places, states, strict=True):
-            for number, cut in cuts.items():
-                found = rebuilt.partitions[number].balances_of(wanted[number][cut])
-                rows.update(((number, cut, account), texts) for account, texts in found)
-        left = {
-            number: rest
-            for number, cuts in left.items()
-            if (rest := [cut for cut in cuts if cut not in chains[number]])
-        }
+        for step, rebuilt in enumerate(rebuilder.walk(stops)):
+            for number, chain in chains.items():
+                if step < len(chain):
+                    cut = chain[step]
+                    found = rebuilt.partitions[number].balances_of(wanted[number][cut])
+                    rows.update(((number, cut, account), texts) for account, texts in found)
     return rows
-
-
-def _chain(cuts: Sequence[_Cut]) -> list[_Cut]:
-    """Return the first watermark, and of the others those that one pass then comes to."""
-    chain = [cuts[0]]
-    for cut in cuts[1:]:
-        if all(after >= before for before, after in zip(chain[-1], cut, strict=True)):
-            chain.append(cut)
-    return chain
-
-
-def _marks(cuts: Mapping[int, _Cut]) -> Watermarks:
-    return {number: dict(zip(INPUT_TOPICS, cut, strict=True)) for number, cut in cuts.items()}

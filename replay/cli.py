@@ -272,8 +272,8 @@ def diff(
     topics = Topics(load_settings())
     topics.require_tables()
     ends = topics.ends("snapshot")
-    at = topics.rebuilder.watermarks_at
-    span = Span(at([first], ends, "FROM"), at([second], ends, "TO"))
+    at, limits = topics.rebuilder.watermarks_at, topics.rebuilder.limits(ends)
+    span = Span(at([first], limits, "FROM"), at([second], limits, "TO"))
     require_order(span.start, span.end, "Give the earlier position first.")
     shown = Shown(account or (), asset or ())
     with _replayed(topics, topics.job(span, "snapshot"), None, processes, None) as (result, _):

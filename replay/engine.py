@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import queue
 import signal
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -30,7 +29,7 @@ from ledger.settings import Settings
 from ledger.snapshots import SnapshotFile, Snapshots
 from replay.request import Span
 from replay.results import PartitionReplay, Replay
-from replay.state import StateFiles, claim_directory
+from replay.state import StateFiles, claim_directory, temporary_states
 from replay.whatif import WhatIf
 
 Warn = Callable[[str], None]
@@ -103,19 +102,17 @@ def replay(
     began = time.perf_counter()
     numbers = sorted(job.span.end)
     with contextlib.ExitStack() as stack:
-        lock = None
+        groups = _groups(job, processes)
+        lock, files = None, None
         if directory is not None:
             lock = stack.enter_context(
                 claim_directory(directory, job.origin, job.base, job.span.start, numbers)
             )
-        groups = _groups(job, processes)
-        if directory is None and (len(groups) > 1 or _offsets(job) > OFFSETS_IN_MEMORY):
-            temporary = tempfile.TemporaryDirectory(prefix="replay-", ignore_cleanup_errors=True)
-            directory = Path(stack.enter_context(temporary))
-        job = replace(job, directory=directory)
-        files = None if directory is None else StateFiles(directory)
+            files = stack.enter_context(contextlib.closing(StateFiles(directory)))
+        elif len(groups) > 1 or _offsets(job) > OFFSETS_IN_MEMORY:
+            files = stack.enter_context(temporary_states())
         if files is not None:
-            stack.callback(files.close)
+            job = replace(job, directory=files.directory)
         if len(groups) > 1:
             assert files is not None
             done = _in_processes([job.part(group) for group in groups], lock, warn, progress)

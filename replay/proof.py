@@ -16,16 +16,11 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, Literal
 
-import msgspec
-
 from ledger import digests
 from ledger.errors import MissingRecords, UnreadableRecords
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Batch, Cluster, KafkaRecord, Slot
 from ledger.partitioner import partition_of
-from ledger.projections.entries import (
-    META_KEY,
-)
 from ledger.projections.partition import (
     Header,
     Origin,
@@ -35,9 +30,15 @@ from ledger.projections.partition import (
     dominates,
     tip_of,
 )
-from ledger.rebuild import Memory, Stores, watermarks
-from ledger.snapshots import ForeignSnapshot, SnapshotError, SnapshotFile, Snapshots
-from ledger.store import MemoryStore, Store
+from ledger.rebuild import Memory, Stores, passes, watermarks
+from ledger.snapshots import (
+    ForeignSnapshot,
+    SnapshotError,
+    SnapshotFile,
+    Snapshots,
+    state_digest_of,
+)
+from ledger.store import Store
 from replay.findings import RECORD, Disagreement, Finding, Kind, PartitionProof, Proof, Proven
 from replay.suspects import (
     Differing,
@@ -205,10 +206,8 @@ class _PartitionProver:
         base, anchor = self._base(whole)
         if base is not None:
             # In this order each comes after all that it goes on from.
-            left = [s for s in whole if s is not anchor and _is_at_or_after(s, anchor)]
-            after_base = list(left)
-            while left:
-                walk, left = _walk_of(left)
+            after_base = [s for s in whole if s is not anchor and _is_at_or_after(s, anchor)]
+            for walk in passes(after_base, lambda snapshot: snapshot.watermark):
                 self._walk(walk, anchor)
             for topic in INPUT_TOPICS:
                 self._judge_log(topic, after_base, anchor)
@@ -239,7 +238,7 @@ class _PartitionProver:
                 if set(header.log_digests or ()) == set(INPUT_TOPICS):
                     assert header.log_digests is not None
                     whole.append(
-                        _Snapshot(file, header, header.log_digests, self._state_digest(header))
+                        _Snapshot(file, header, header.log_digests, state_digest_of(header))
                     )
                 else:
                     self._damaged(file, f"Snapshot {file.path} has no log digests.")
@@ -248,10 +247,6 @@ class _PartitionProver:
     def _damaged(self, file: SnapshotFile, sentence: str) -> None:
         if file in self._snapshots.of_partition(self._number):  # else a worker just removed it
             self._find("damaged_snapshot", sentence, snapshot=file.name)
-
-    def _state_digest(self, header: Header) -> str:
-        store = MemoryStore({META_KEY: msgspec.json.encode(header)})
-        return Partition(self._number, store, partition_of, self._origin).state_digest()
 
     def _base(self, whole: Sequence[_Snapshot]) -> tuple[str | None, _Snapshot | None]:
         """Return what to begin with, and the snapshot if it is one."""
@@ -520,19 +515,6 @@ class _PartitionProver:
 
 def _is_at_or_after(snapshot: _Snapshot, other: _Snapshot | None) -> bool:
     return other is None or dominates(snapshot.watermark, other.watermark)
-
-
-def _walk_of(snapshots: Sequence[_Snapshot]) -> tuple[list[_Snapshot], list[_Snapshot]]:
-    """Split off those that one fold passes through, from the first on; usually all of them.
-
-    Owners of a partition whose topics interleaved otherwise leave snapshots that neither comes
-    after the other.
-    """
-    walk, left = [snapshots[0]], list[_Snapshot]()
-    for snapshot in snapshots[1:]:
-        comes_after = dominates(snapshot.watermark, walk[-1].watermark)
-        (walk if comes_after else left).append(snapshot)
-    return walk, left
 
 
 class _Stream:

@@ -6,13 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ledger.errors import InputError
-from ledger.positions import (
-    EARLIEST,
-    LATEST,
-    Watermarks,
-    Word,
-    require_order,
-)
+from ledger.positions import EARLIEST, LATEST, Watermarks, Word, parse_positions, require_order
 from ledger.projections.partition import Watermark
 from ledger.rebuild import Base, Rebuilder
 
@@ -80,12 +74,13 @@ def span_of(
         InputError: a position or time cannot be used, or some partition's end is before its start.
     """
     latest = ends if published is None else {n: dict(mark) for n, mark in published.items()}
+    limits = rebuilder.limits(latest)
     beyond = "" if published is None else " (with --verify, the end is what workers published)"
 
     def place(side: str, offsets: Sequence[str], time: str | None, unnamed: Word) -> Watermarks:
         if time is not None:
             return rebuilder.at_time(time, latest, f"--{side}-time")
-        return rebuilder.at_positions(offsets, latest, f"--{side}-offset{beyond}", unnamed)
+        return parse_positions(offsets, limits, unnamed, f"--{side}-offset{beyond}")
 
     span = Span(
         place("from", request.from_offsets, request.from_time, EARLIEST),

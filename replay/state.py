@@ -39,12 +39,12 @@ class StateFiles:
     """The stores of partitions in a directory (a `ledger.rebuild.Stores`)."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._stores: dict[Path, RocksStore] = {}
 
     def path(self, number: int) -> Path:
         """Return where a partition's state is."""
-        return self._directory / f"p{number}"
+        return self.directory / f"p{number}"
 
     def store(self, number: int) -> RocksStore:
         """Return a partition's store, with what an earlier run left in it."""
@@ -64,7 +64,7 @@ class StateFiles:
 
     def replaced(self, number: int) -> RocksStore:
         """Return the store for what a partition's entries were at the start."""
-        return self._open(self._directory / f"p{number}-before")
+        return self._open(self.directory / f"p{number}-before")
 
     def _open(self, path: Path) -> RocksStore:
         if path not in self._stores:

@@ -7,17 +7,16 @@ import os
 import shutil
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
-from pydantic import SecretStr
 
 from ledger.settings import Settings
 from ledger.stack import Endpoints, down, up
+from tests.support import settings_on
 
 hypothesis_settings.register_profile(
     "default",
@@ -50,9 +49,12 @@ def _nothing_is_rounded_by_accident() -> Iterator[None]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give all processes of a parallel run (pytest-xdist) the same servers."""
-    parallel = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
-    if parallel and not os.environ.get("TEST_STACK"):
+    """Give all processes of a run (pytest-xdist) the same servers, which end with it.
+
+    A developer who runs tests again and again names a directory in TEST_STACK: the servers are
+    started there the first time and go on running ('ledger down' with it as LEDGER_STATE_DIR).
+    """
+    if not os.environ.get("TEST_STACK"):  # nor is this a process of a parallel run
         directory = tempfile.mkdtemp(prefix="test-stack-")
         os.environ["TEST_STACK"] = directory
         config.add_cleanup(lambda: _end_stack(directory))
@@ -65,32 +67,13 @@ def _end_stack(directory: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoints]:
-    """A real Kafka broker and a real RabbitMQ, started once and stopped at the end.
-
-    A developer who runs tests again and again names a directory in TEST_STACK: the servers are
-    started there the first time and go on running ('ledger down' with it as LEDGER_STATE_DIR).
-    """
-    kept = os.environ.get("TEST_STACK")
-    if kept:
-        yield up(Settings(state_dir=Path(kept).resolve()), lambda line: print(line))
-        return
-    settings = Settings(state_dir=tmp_path_factory.mktemp("stack"))
-    try:
-        yield up(settings, lambda line: print(line, file=sys.stderr))
-    finally:
-        down(settings, lambda _: None)
+def stack() -> Endpoints:
+    """A real Kafka broker and a real RabbitMQ, started where they do not run yet."""
+    directory = Path(os.environ["TEST_STACK"]).resolve()
+    return up(Settings(state_dir=directory), lambda line: print(line, file=sys.stderr))
 
 
 @pytest.fixture
 def settings(stack: Endpoints, tmp_path: Path) -> Settings:
     """Settings of a ledger of this test's own on the running stack."""
-    return Settings(
-        kafka=stack.kafka,
-        amqp=SecretStr(stack.amqp),
-        amqp_management=stack.management,
-        topic_prefix=f"t{uuid.uuid4().hex[:8]}-",
-        state_dir=tmp_path / "state",
-        partitions=8,
-        flush_interval_s=0.1,
-    )
+    return settings_on(stack, tmp_path, 8)

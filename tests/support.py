@@ -6,23 +6,39 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
 
 from confluent_kafka import Producer
+from pydantic import SecretStr
 
 from ledger.events import INPUT_TOPICS
 from ledger.intake import parse
 from ledger.kafka import Cluster
 from ledger.published import PublishedPartition, read_published
 from ledger.settings import Settings
+from ledger.stack import Endpoints
 
 DATA: Final = Path(__file__).parent.parent / "data"
 BITSTAMP: Final = [DATA / "bitstamp" / f"{topic}.jsonl" for topic in INPUT_TOPICS]
 
 _T = TypeVar("_T")
+
+
+def settings_on(stack: Endpoints, directory: Path, partitions: int) -> Settings:
+    """Return the settings of a ledger of its own on a running stack, its files in a directory."""
+    return Settings(
+        kafka=stack.kafka,
+        amqp=SecretStr(stack.amqp),
+        amqp_management=stack.management,
+        topic_prefix=f"t{uuid.uuid4().hex[:8]}-",
+        state_dir=directory / "state",
+        partitions=partitions,
+        flush_interval_s=0.1,
+    )
 
 
 def cluster_of(settings: Settings) -> Cluster:

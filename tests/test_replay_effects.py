@@ -37,7 +37,6 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
-from pydantic import SecretStr
 
 from chat_bridge.amqp import connect
 from chat_bridge.history import Rooms
@@ -54,6 +53,7 @@ from tests.support import (
     lines_of,
     publish,
     published_at_end,
+    settings_on,
     worker,
 )
 from tests.test_bridge import post_all
@@ -66,7 +66,6 @@ pytestmark = pytest.mark.integration
 
 ACCOUNT: Final = "trader-64"
 EVENT: Final = "bts-fill-189"
-INTERRUPTED: Final = 130
 WORKERS: Final = "ledger"
 """The workers' consumer group."""
 
@@ -246,23 +245,11 @@ class Prepared:
     before: Picture
 
 
-def settings_on(stack: Endpoints, directory: Path) -> Settings:
-    return Settings(
-        kafka=stack.kafka,
-        amqp=SecretStr(stack.amqp),
-        amqp_management=stack.management,
-        topic_prefix=f"t{uuid.uuid4().hex[:8]}-",
-        state_dir=directory / "state",
-        partitions=4,
-        flush_interval_s=0.1,
-    )
-
-
 @pytest.fixture(scope="module")
 def ledger(stack: Endpoints, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     """A ledger whose worker folded two halves of some records, a snapshot after each."""
     directory = tmp_path_factory.mktemp("ledger")
-    settings = settings_on(stack, directory)
+    settings = settings_on(stack, directory, 4)
     files = {path.stem: path for path in BITSTAMP}
     lines = [
         line

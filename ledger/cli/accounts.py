@@ -121,7 +121,7 @@ def _rebuilt_balances(cluster: Cluster, at: Sequence[str], quiet: bool) -> _Bala
     require_topics(cluster)
     origin = require_unchanged(cluster, cluster.origin())
     rebuilder = rebuilder_of(cluster, origin)
-    end = rebuilder.watermarks_at(at, rebuilder.ends(), "--at")
+    end = rebuilder.watermarks_at(at, rebuilder.limits(rebuilder.ends()), "--at")
     partitions = state_at(cluster, origin, end, quiet=quiet).partitions.values()
     return _Balances(
         totals(row for partition in partitions for row in partition.balances()),
