@@ -1,5 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: setup demo test check format schemas lock bench bench-recovery chaos watermarks clean
+.PHONY: setup demo test check format schemas lock bench bench-recovery bench-rooms chaos chaos-rooms \
+  watermarks clean
 
 setup:
 	@scripts/setup
@@ -34,8 +35,14 @@ bench: setup  ## throughput beside a bare read; appends to bench/results.jsonl
 bench-recovery: setup  ## how soon records are applied again after kills, stops and starts
 	.venv/bin/python bench/recovery.py
 
+bench-rooms: setup  ## messages a second into rooms beside a bare loop, and how soon they are there
+	.venv/bin/python bench/rooms.py
+
 chaos: setup  ## workers and broker killed and paused under 20 seeded streams; SEEDS=1-100 for more
 	.venv/bin/python -m tests.chaos --seeds $(or $(SEEDS),1-20)
+
+chaos-rooms: setup  ## bridges, RabbitMQ and Kafka killed, paused and cut off under 20 seeds; SEEDS=1-3 for fewer
+	.venv/bin/python -m tests.rooms_chaos --seeds $(or $(SEEDS),1-20)
 
 watermarks: setup  ## replays to 50 random watermarks of the hour and of 1,000,000 events, against a naive ledger
 	.venv/bin/python -m tests.watermarks

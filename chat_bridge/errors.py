@@ -25,6 +25,41 @@ class ConnectionLost(LedgerError):  # noqa: N818 - what happened, not what is wr
         super().__init__(f"{server} was lost ({detail}).")
 
 
+class RoomBroken(LedgerError):  # noqa: N818 - what it is
+    """RabbitMQ has an entry of a room's queue but not the queue; everything else can go on."""
+
+    def __init__(self, room: str, queue: str) -> None:
+        self.room = room
+        super().__init__(
+            f"{room}: RabbitMQ has lost the queue {queue} in a crash, and cannot make it anew. Its "
+            "messages wait until it is mended (docs/rooms.md says how)."
+        )
+
+
+class MessageReturned(LedgerError):  # noqa: N818 - what happened, not what is wrong
+    """RabbitMQ found no queue for a message: its room is gone, and has to be made anew."""
+
+    def __init__(self, room: str, message_id: str) -> None:
+        self.room = room
+        super().__init__(f"{room}: its queue is gone (RabbitMQ returned {message_id}).")
+
+
+class MessageRefused(LedgerError):  # noqa: N818 - what happened, not what is wrong
+    """RabbitMQ could not store a message; some after it may have been stored."""
+
+    def __init__(self, room: str, message_id: str) -> None:
+        self.room = room
+        super().__init__(f"{room}: RabbitMQ refused {message_id} (nack); see its log for why.")
+
+
+class MessageTooLarge(LedgerError):  # noqa: N818 - what happened, not what is wrong
+    """RabbitMQ takes no message of this size, and has closed the channel; it goes elsewhere."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        super().__init__(f"RabbitMQ takes no message of more than {limit_bytes} bytes.")
+
+
 @contextmanager
 def stray_cancellation(server: str) -> Iterator[None]:
     """Raise `ConnectionLost` for a cancellation that nobody asked of this task.

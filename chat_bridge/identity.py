@@ -1,13 +1,18 @@
 """Which records of `fills` count: the ledger's own fold over that topic, one partition at a time.
 
 It is the same `Partition` that workers and replays run, fed with one topic only, so a duplicate is
-a duplicate here exactly where it is one for the tables.
+a duplicate here exactly where it is one for the tables. Beside it the fold keeps, for each room,
+the first and the last message that this partition has put there: what the room's history should
+hold of it, whoever posted it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Final
+
+import msgspec
 
 from chat_bridge.messages import Message, Subject, of_bust, of_fill
 from ledger.errors import StateError
@@ -19,18 +24,71 @@ from ledger.projections.partition import (
     Origin,
     Partition,
     Record,
+    Rejected,
     Verdict,
     read_header,
 )
 from ledger.rocks import RocksStore
 from ledger.store import Store
 
+# Beside the fold's own entries: no account begins with these bytes.
+_SPAN: Final = b"\1"
+_SKIPPED_KEY: Final = b"\2skipped"
+_CACHED_SPANS: Final = 50_000
+
+UNPUBLISHABLE: Final = "unpublishable"
+"""The reason of a dead letter whose record was applied but could not be told to a room."""
+
+Skipped = list[tuple[int, int]]
+"""Offsets whose messages nobody wants, as (first, after the last), in order and apart."""
+
+
+class Span(msgspec.Struct, frozen=True, array_like=True):
+    """The `offset` of the first and of the last message that a partition has put into a room."""
+
+    first: int
+    last: int
+
+
+class Expected(msgspec.Struct, frozen=True):
+    """What a room should hold of a partition's messages before an offset.
+
+    Attributes:
+        span: the first and last of them, None if there are none.
+        before: the offset.
+    """
+
+    span: Span | None
+    before: int
+
+
+_encode = msgspec.json.Encoder().encode
+_decode_span = msgspec.json.Decoder(Span).decode
+_decode_skipped = msgspec.json.Decoder(Skipped).decode
+
+
+def merged(*lists: Skipped) -> Skipped:
+    """Return what is skipped by any of the lists."""
+    found: Skipped = []
+    for first, after in sorted(part for skipped in lists for part in skipped):
+        if found and first <= found[-1][1]:
+            found[-1] = (found[-1][0], max(after, found[-1][1]))
+        elif first < after:
+            found.append((first, after))
+    return found
+
 
 class Identity:
     """The fold of one partition of `fills`, and the messages that its records make.
 
-    `posted_until` is the offset before which records were posted by an earlier run: they are
-    folded where the stored state does not have them, but make no messages.
+    Attributes:
+        number: of the partition.
+        posted_until: the offset before which records were posted by an earlier run: they are
+            folded where the stored state does not have them, but make no messages, except for
+        refilled: rooms that lost messages: for them all records make messages.
+        largest_bytes: what a message's body may have; None for no limit.
+        unpublishable: records since the last settling that would make a larger one, and why.
+        settled: the offset before which the store has everything.
     """
 
     def __init__(self, number: int, store: Store, origin: Origin) -> None:
@@ -41,7 +99,17 @@ class Identity:
         """
         self.number = number
         self.posted_until = 0
-        self._partition = Partition(number, store, partition_of, origin)
+        self.refilled: frozenset[str] = frozenset()
+        self.largest_bytes: int | None = None
+        self.unpublishable: list[Rejected] = []
+        self._store = _WithSpans(store)
+        self._partition = Partition(number, self._store, partition_of, origin)
+        self._spans: dict[str, Span] = {}
+        self.settled = self.next_offset
+        self._touched: set[str] = set()
+        self._unread: dict[str, Expected] = {}
+        stored = store.get(_SKIPPED_KEY)
+        self._skipped = _decode_skipped(stored) if stored is not None else []
 
     @property
     def next_offset(self) -> int:
@@ -53,6 +121,23 @@ class Identity:
         """How many records had which verdict, since offset 0."""
         return self._partition.counts[FILLS]
 
+    @property
+    def is_past_what_was_posted(self) -> bool:
+        """Whether everything that was posted by an earlier run is folded and settled."""
+        return self.settled >= self.posted_until
+
+    @property
+    def skipped(self) -> Skipped:
+        """Offsets whose messages nobody wants."""
+        return self._skipped
+
+    def skip(self, skipped: Skipped) -> None:
+        """Make no messages for these offsets either; none of them may have been posted."""
+        both = merged(self._skipped, skipped)
+        if both != self._skipped:
+            self._skipped = both
+            self._store.extra[_SKIPPED_KEY] = _encode(both)
+
     def read(self, records: Iterable[Record], next_offset: int) -> list[Message]:
         """Fold records in offset order, and return the messages that they make, in order.
 
@@ -63,22 +148,109 @@ class Identity:
         messages: list[Message] = []
 
         def observe(_: str, record: Record, event: AnyEvent | None, verdict: Verdict) -> None:
-            if verdict is not APPLIED or record.offset < self.posted_until:
+            if verdict is not APPLIED:
                 return
             assert isinstance(event, OrderFilled | FillBusted)
             subject = Subject(self.number, event.account, event.order_id, event.fill_id)
             execution = self._partition.execution(event.account, event.order_id, event.fill_id)
             make = of_fill if isinstance(event, OrderFilled) else of_bust
-            messages.extend(make(subject, execution))
+            for message in make(subject, execution):
+                if not self._is_wanted(message):
+                    continue
+                if self._is_too_large(message):
+                    if record.offset >= self.posted_until:
+                        self._reject(record, message)
+                    continue
+                self._extend(message)
+                if record.offset >= self.posted_until or message.room in self.refilled:
+                    messages.append(message)
 
         self._partition.apply(FILLS, records, next_offset, observe)
         return messages
+
+    def take_unread(self) -> dict[str, Expected]:
+        """Return the rooms that messages since the last call are the first ones for.
+
+        With each what it should hold from before: who posts there looks first.
+        """
+        unread, self._unread = self._unread, {}
+        return unread
+
+    def refill(self, rooms: Iterable[str], before: Identity) -> None:
+        """Make all messages of these rooms.
+
+        Args:
+            rooms: whose histories were read.
+            before: the same partition's fold until now; the rooms it has made messages for need
+                not be read again.
+        """
+        self.posted_until = max(before.settled, before.posted_until)
+        self.refilled = frozenset(rooms)
+        self._touched = before._touched | self.refilled
+        self.largest_bytes = before.largest_bytes
+        self.skip(before.skipped)
+
+    def rooms(self) -> list[str]:
+        """Return the rooms that this partition has put messages into, as settled."""
+        return [key.removeprefix(_SPAN).decode() for key, _ in self._store.scan(_SPAN)]
+
+    def expected(self, room: str) -> Expected:
+        """Return what a room should hold of what is settled."""
+        stored = self._store.get(_SPAN + room.encode())
+        return Expected(_decode_span(stored) if stored is not None else None, self.settled)
 
     def settle(self) -> None:
         """Store what was folded, in one batch; what it made must be in its rooms by now."""
         if self._partition.is_dirty:
             self._partition.freeze()
             self._partition.settle()
+            self.settled = self.next_offset
+            self.unpublishable.clear()
+            if len(self._spans) > _CACHED_SPANS:
+                self._spans.clear()
+
+    def _is_wanted(self, message: Message) -> bool:
+        return not any(first <= message.offset < after for first, after in self._skipped)
+
+    def _is_too_large(self, message: Message) -> bool:
+        return self.largest_bytes is not None and len(message.body()) > self.largest_bytes
+
+    def _reject(self, record: Record, message: Message) -> None:
+        detail = (
+            f"{message.message_id} for {message.room} would have {len(message.body())} bytes, and "
+            f"RabbitMQ takes no more than {self.largest_bytes}"
+        )
+        self.unpublishable.append(Rejected(FILLS, record, UNPUBLISHABLE, detail))
+
+    def _extend(self, message: Message) -> None:
+        """Note that a room has one more message."""
+        room = message.room
+        span = self._spans.get(room)
+        if span is None:
+            stored = self._store.get(_SPAN + room.encode())
+            span = _decode_span(stored) if stored is not None else None
+        if message.offset >= self.posted_until and room not in self._touched:
+            self._touched.add(room)
+            self._unread[room] = Expected(span, message.offset)
+        if span is None or span.last != message.offset:
+            span = Span(message.offset if span is None else span.first, message.offset)
+            self._spans[room] = span
+            self._store.extra[_SPAN + room.encode()] = _encode(span)
+
+
+class _WithSpans:
+    """A store that writes the spans in the same batch as what the fold writes."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.get = store.get
+        self.scan = store.scan
+        self.extra: dict[bytes, bytes] = {}
+
+    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Put every entry and the spans that changed, delete those whose value is None."""
+        self._store.write({**changes, **self.extra})
+        self.extra.clear()
 
 
 class StoredIdentity(Identity):
@@ -107,3 +279,7 @@ class StoredIdentity(Identity):
     def close(self) -> None:
         """Close the state without storing what was not settled."""
         self._rocks.close()
+
+    def remove(self) -> None:
+        """Close the state and remove it from disk."""
+        self._rocks.destroy()

@@ -1,7 +1,8 @@
 """What the rooms are told: from an accepted record of `fills` to messages (contract, section 8).
 
-Pure: the same facts make the same messages, byte for byte, whenever and by whichever bridge, and
-`message_id` names the record, so that a message can be recognised in a room's history.
+Pure: the same facts make the same messages, byte for byte, whenever and by whichever bridge. Where
+a message stands in a partition's order is part of it (`partition` and `offset`), so that a room's
+history tells what of a partition has been posted there.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ FILL: Final = "fill"
 BUST: Final = "bust"
 SAY: Final = "say"
 
+PARTITION_KEY: Final = "partition"
+OFFSET_KEY: Final = "offset"
+"""Names of the AMQP headers that say where a message stands in its partition's order."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -38,6 +43,9 @@ class Message:
         type: `trade`, `fill` or `bust`.
         timestamp: the venue's time, RFC 3339 as it was stated.
         fields: what the JSON body says besides these.
+        partition: of `fills`, whose record it is made of.
+        offset: of the record upon which it is posted: its own, or the fill's where a bust came
+            before its fill. The messages of a partition are posted in this order.
     """
 
     room: str
@@ -45,11 +53,17 @@ class Message:
     type: str
     timestamp: str
     fields: dict[str, Any]
+    partition: int
+    offset: int
 
     def body(self) -> bytes:
         """Return the JSON that is published."""
         head = {"type": self.type, "message_id": self.message_id, "timestamp": self.timestamp}
         return _encode({**head, **self.fields})
+
+    def headers(self) -> dict[str, int]:
+        """Return where it stands in its partition's order, as AMQP headers."""
+        return {PARTITION_KEY: self.partition, OFFSET_KEY: self.offset}
 
     def moment(self) -> datetime | None:
         """Return the time in whole seconds, as AMQP has it, or None for one before 1970."""
@@ -139,6 +153,8 @@ def _trade(subject: Subject, fill: Fill) -> Message:
         type=TRADE,
         timestamp=fill.occurred_at,
         fields={"text": text, **_public_fields(fill), "occurred_at": fill.occurred_at},
+        partition=subject.partition,
+        offset=fill.offset,
     )
 
 
@@ -158,6 +174,8 @@ def _fill(subject: Subject, fill: Fill) -> Message:
             **_private_fields(subject, fill),
             "occurred_at": fill.occurred_at,
         },
+        partition=subject.partition,
+        offset=fill.offset,
     )
 
 
@@ -167,6 +185,7 @@ def _busts(subject: Subject, fill: Fill, bust: Bust) -> list[Message]:
     The public one leaves out the reason: it is free text and might name an account.
     """
     when = {"occurred_at": bust.occurred_at, "filled_at": fill.occurred_at}
+    offset = max(fill.offset, bust.offset)
     messages = []
     if _is_public(fill):
         text = f"{fill.instrument}  BUSTED: {_deal(fill, fill.side)} (trade {fill.trade_id})"
@@ -183,6 +202,8 @@ def _busts(subject: Subject, fill: Fill, bust: Bust) -> list[Message]:
                 type=BUST,
                 timestamp=bust.occurred_at,
                 fields=fields,
+                partition=subject.partition,
+                offset=offset,
             )
         )
     verb = "bought" if fill.side == "buy" else "sold"
@@ -204,6 +225,8 @@ def _busts(subject: Subject, fill: Fill, bust: Bust) -> list[Message]:
             type=BUST,
             timestamp=bust.occurred_at,
             fields=fields,
+            partition=subject.partition,
+            offset=offset,
         )
     )
     return messages

@@ -13,9 +13,14 @@ from ledger.errors import InputError
 from ledger.events import Account, Form, Instrument
 
 EXCHANGE: Final = "chat.rooms"
+SAY_EXCHANGE: Final = "chat.say"
+"""Where people publish. Not `chat.rooms`, whose topic permissions cannot keep anybody who may
+publish there from a room: RabbitMQ 3.10 checks the routing key, but routes by the headers `CC` and
+`BCC` as well. To this one only public rooms are bound."""
 GROUP: Final = "chat-bridge"
 PUBLIC: Final = "room."
 PRIVATE: Final = "account."
+SAY: Final = "say."
 
 _INSTRUMENT: Form = get_args(Instrument)[1]
 _ACCOUNT: Form = get_args(Account)[1]
@@ -61,6 +66,16 @@ def room_of_account(account: str) -> str:
     return PRIVATE + account
 
 
+def routing_keys_of(room: str) -> list[str]:
+    """Return what is routed into a room: its own name, and what people say where they may."""
+    return [room, SAY + room.removeprefix(PUBLIC)] if is_public(room) else [room]
+
+
+def exchange_of(routing_key: str) -> str:
+    """Return the exchange, without prefix, through which a routing key leads into rooms."""
+    return SAY_EXCHANGE if routing_key.startswith(SAY) else EXCHANGE
+
+
 def is_public(room: str) -> bool:
     """Return whether everybody may read a room."""
     return room.startswith(PUBLIC)
@@ -94,3 +109,15 @@ def parse_room(text: str) -> str:
             f"'{text}' is no room's name: use INSTRUMENT or room.INSTRUMENT (such as BTC-USD), "
             "or account.ACCOUNT. 'chat-bridge rooms' lists them."
         ) from error
+
+
+def parse_account(text: str) -> str:
+    """Return the account that a person named.
+
+    Raises:
+        InputError: no account can have this name.
+    """
+    try:
+        return _ACCOUNT.verify(text)
+    except ValueError as error:
+        raise InputError(f"'{text}' is no account's name: {error}.") from error

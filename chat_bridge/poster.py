@@ -6,27 +6,48 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
-import aio_pika
 from aio_pika import DeliveryMode, ExchangeType
-from aio_pika.abc import AbstractChannel, AbstractConnection, AbstractExchange
-from aio_pika.exceptions import (
-    ChannelPreconditionFailed,
-    DeliveryError,
-    PublishError,
-)
+from aio_pika.abc import AbstractChannel, AbstractConnection
+from aio_pika.exceptions import ChannelPreconditionFailed
+from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
+from pamqp import commands as spec
 
 from chat_bridge.amqp import connect, lost_connections
-from chat_bridge.errors import ConnectionLost, RoomError
+from chat_bridge.errors import ConnectionLost, RoomBroken, RoomError
+from chat_bridge.history import Rooms
 from chat_bridge.messages import Message
-from chat_bridge.names import EXCHANGE, retention_of
+from chat_bridge.names import EXCHANGE, SAY_EXCHANGE, exchange_of, retention_of, routing_keys_of
+from chat_bridge.ownership import Ownership
+from chat_bridge.publisher import Letter, Publisher
+from chat_bridge.survey import Surveyor
 from ledger.settings import Settings
 
-WINDOW: Final = 256
-"""How many messages may be unconfirmed at a time."""
-CONFIRM_TIMEOUT_S: Final = 60.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 APP_ID: Final = "chat-bridge"
+_IS_DOWN: Final = "down or inaccessible"
+
+
+async def is_broken(url: str, settings: Settings, room: str) -> bool:
+    """Return whether RabbitMQ still fails at a room's queue, asked on a connection of its own.
+
+    Raises:
+        UnreachableError: RabbitMQ does not answer.
+        ConnectionLost: the connection broke for another reason.
+    """
+    with lost_connections():
+        connection = await connect(url, settings.topic(APP_ID))
+        try:
+            channel = await connection.channel(publisher_confirms=False)
+            await channel.declare_queue(settings.topic(room), passive=True)
+        except ConnectionInternalError:
+            return True
+        except ChannelNotFoundEntity as error:
+            return _IS_DOWN in str(error)
+        finally:
+            await connection.close()
+    return False
 
 
 class Poster:
@@ -35,26 +56,34 @@ class Poster:
     A confirm says that every queue bound to the routing key has the message, a return that there
     is none. Neither says that the *room* is among them, so each room is declared and bound on this
     connection before the first message to it.
+
+    Attributes:
+        ownership: the partitions whose messages this connection may publish.
+        surveyor: reads on this connection what the bridge has posted before.
     """
 
-    def __init__(self, connection: AbstractConnection, settings: Settings) -> None:
+    def __init__(self, connection: AbstractConnection, settings: Settings, user: str) -> None:
         self._connection = connection
         self._settings = settings
+        self._user = user
         self._rooms: set[str] = set()
         self._channel: AbstractChannel
-        self._exchange: AbstractExchange
+        self.publisher: Publisher
+        self.ownership = Ownership(connection, settings)
+        self.surveyor = Surveyor(Rooms(connection, settings), user)
 
     @classmethod
     async def open(cls, url: str, settings: Settings) -> Poster:
-        """Return a poster whose exchange is declared.
+        """Return a poster whose exchanges are declared.
 
         Raises:
             UnreachableError: RabbitMQ does not answer.
-            RoomError: the exchange exists as something else.
+            RoomError: one exists as something else.
         """
-        poster = cls(await connect(url, settings.topic(APP_ID)), settings)
+        user = unquote(urlsplit(url).username or "guest")
+        poster = cls(await connect(url, settings.topic(APP_ID)), settings, user)
         try:
-            await poster._declare_exchange()
+            await poster._declare_exchanges()
         except BaseException:
             await poster.close()
             raise
@@ -71,26 +100,30 @@ class Poster:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
                 await self._connection.close()
 
-    async def _declare_exchange(self) -> None:
-        name = self._settings.topic(EXCHANGE)
+    async def _declare_exchanges(self) -> None:
         with lost_connections():
             self._channel = await self._connection.channel(
                 publisher_confirms=True, on_return_raises=True
             )
-            try:
-                self._exchange = await self._channel.declare_exchange(
-                    name, ExchangeType.TOPIC, durable=True
-                )
-            except ChannelPreconditionFailed as error:
-                raise RoomError(
-                    name, "an exchange of this name exists, but it is no durable topic exchange."
-                ) from error
+            for name in map(self._settings.topic, (EXCHANGE, SAY_EXCHANGE)):
+                try:
+                    await self._channel.declare_exchange(name, ExchangeType.TOPIC, durable=True)
+                except ChannelPreconditionFailed as error:
+                    raise RoomError(
+                        name,
+                        "an exchange of this name exists, but it is no durable topic exchange.",
+                    ) from error
+            self.publisher = Publisher(
+                await self._channel.get_underlay_channel(), self._settings.topic(EXCHANGE)
+            )
 
     async def declare(self, rooms: Iterable[str]) -> None:
         """Make sure that each room exists and is bound, once on this connection.
 
         Raises:
             RoomError: a queue of that name exists that is no stream or has other limits.
+            RoomBroken: RabbitMQ has lost the queue; the poster is of no more use.
+            ConnectionLost: the connection broke.
         """
         for room in rooms:
             if room in self._rooms:
@@ -101,7 +134,10 @@ class Poster:
                     queue = await self._channel.declare_queue(
                         name, durable=True, arguments={**retention_of(room).arguments()}
                     )
-                    await queue.bind(self._exchange, room)
+                    for key in routing_keys_of(room):
+                        await queue.bind(self._settings.topic(exchange_of(key)), key)
+                except (ConnectionInternalError, ChannelNotFoundEntity) as error:
+                    raise RoomBroken(room, name) from error
                 except ChannelPreconditionFailed as error:
                     raise RoomError(
                         room,
@@ -110,73 +146,33 @@ class Poster:
                     ) from error
             self._rooms.add(room)
 
+    def forget(self, room: str) -> None:
+        """Declare a room anew before the next message to it."""
+        self._rooms.discard(room)
+
     async def post(self, messages: Sequence[Message]) -> None:
         """Publish messages in this order; return when RabbitMQ has confirmed every one.
 
         Raises:
-            RoomError: a message was returned or refused; some after it may have been taken.
+            MessageReturned: a room is gone; some messages after it may have been taken.
+            MessageRefused: RabbitMQ could not store a message; likewise.
+            RoomError: a room cannot be declared.
             ConnectionLost: the connection broke; which messages were taken is not known.
         """
         await self.declare(dict.fromkeys(message.room for message in messages))
-        window = asyncio.Semaphore(WINDOW)
-        tasks: list[asyncio.Task[None]] = []
-        failures: list[BaseException] = []
-
-        def note(task: asyncio.Task[None]) -> None:
-            window.release()
-            if task.cancelled():
-                failures.append(ConnectionLost("RabbitMQ", "the connection was closed"))
-            elif (error := task.exception()) is not None:
-                failures.append(error)
-
-        try:
-            for message in messages:
-                await window.acquire()
-                if failures:
-                    break
-                # Tasks begin in the order in which they are made, and the channel's lock is fair:
-                # so messages reach RabbitMQ in this order.
-                task = asyncio.create_task(self._publish(message))
-                task.add_done_callback(note)
-                tasks.append(task)
-            if tasks:
-                await asyncio.wait(tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-        if failures:
-            # What a room refused is worth more to know than that others were lost after it.
-            raise min(failures, key=lambda failure: not isinstance(failure, RoomError))
-
-    async def _publish(self, message: Message) -> None:
-        if self.is_closed:
-            raise ConnectionLost("RabbitMQ", "the connection was closed")
         with lost_connections():
-            try:
-                await self._exchange.publish(
-                    aio_pika.Message(
-                        message.body(),
-                        content_type="application/json",
-                        content_encoding="utf-8",
-                        delivery_mode=DeliveryMode.PERSISTENT,
-                        message_id=message.message_id,
-                        timestamp=message.moment(),
-                        type=message.type,
-                        app_id=APP_ID,
-                    ),
-                    routing_key=message.room,
-                    mandatory=True,
-                    timeout=CONFIRM_TIMEOUT_S,
-                )
-            except PublishError as error:
-                raise RoomError(
-                    message.room,
-                    f"RabbitMQ returned {message.message_id}: no queue is bound to the room's "
-                    "name. Was it deleted just now? Start the bridge again, it makes it anew.",
-                ) from error
-            except DeliveryError as error:
-                raise RoomError(
-                    message.room,
-                    f"RabbitMQ refused {message.message_id} (nack). See its log for why, "
-                    "then start the bridge again.",
-                ) from error
+            await self.publisher.publish([self._letter(message) for message in messages])
+
+    def _letter(self, message: Message) -> Letter:
+        properties = spec.Basic.Properties(
+            content_type="application/json",
+            content_encoding="utf-8",
+            delivery_mode=DeliveryMode.PERSISTENT,
+            headers={**message.headers()},
+            message_id=message.message_id,
+            timestamp=message.moment(),
+            message_type=message.type,
+            user_id=self._user,
+            app_id=APP_ID,
+        )
+        return Letter(message.room, message.body(), properties)

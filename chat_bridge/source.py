@@ -10,21 +10,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
 from aiokafka.errors import IllegalOperation, KafkaError
+from aiokafka.structs import OffsetAndMetadata
 
 from chat_bridge.amqp import describe
 from chat_bridge.errors import ConnectionLost, stray_cancellation
 from chat_bridge.names import GROUP
 from ledger.errors import UnreachableError
 from ledger.events import FILLS
+from ledger.kafka import DEAD_LETTERS, LARGEST_RECORD_BYTES
+from ledger.letters import DeadLetter
 from ledger.projections.partition import Record
 from ledger.settings import Settings
 
 _SESSION_MS: Final = 6_000
 """The shortest that brokers allow: so soon another bridge takes over from one that was killed."""
-_CHUNK_RECORDS: Final = 500
+_CHUNK_RECORDS: Final = 1_000
 _REQUEST_TIMEOUT_S: Final = 30.0
 _CLOSE_TIMEOUT_S: Final = 1.0
 
@@ -59,6 +62,7 @@ class Source:
         """
         self.bootstrap = bootstrap
         self.topic = settings.topic(FILLS)
+        self._dead_letters = settings.topic(DEAD_LETTERS)
         self.group = settings.topic(GROUP)
         self.epoch = 0
         self._before_revoke = before_revoke
@@ -101,12 +105,27 @@ class Source:
         """Return the partitions that are this process's now."""
         return sorted(slot.partition for slot in self._consumer.assignment())
 
-    async def committed(self, partition: int) -> int | None:
-        """Return the group's committed offset of a partition, anybody's, or None."""
+    async def committed(self, partitions: Iterable[int]) -> dict[int, tuple[int, str]]:
+        """Return what the group, any member of it, has committed of partitions: offset and text."""
+        slots = [self._slot(partition) for partition in partitions]
         with lost_kafka():
             async with asyncio.timeout(_REQUEST_TIMEOUT_S):
-                offset: int | None = await self._consumer.committed(self._slot(partition))
-        return offset
+                # `consumer.committed` leaves out the text.
+                found = await self._consumer._coordinator.fetch_committed_offsets(slots)
+        return {
+            slot.partition: (max(0, found[slot].offset), found[slot].metadata)
+            if slot in found
+            else (0, "")
+            for slot in slots
+        }
+
+    def end(self, partition: int) -> int | None:
+        """Return where a partition of ours ended when it was last read, None before that."""
+        slot = self._slot(partition)
+        if slot not in self._consumer.assignment():
+            return None
+        end: int | None = self._consumer.highwater(slot)
+        return end
 
     def start_at(self, positions: Mapping[int, int]) -> None:
         """Read partitions from these offsets on."""
@@ -138,8 +157,8 @@ class Source:
                 if slot in mine
             ]
 
-    async def commit(self, positions: Mapping[int, int]) -> None:
-        """Commit the next offset of partitions.
+    async def commit(self, positions: Mapping[int, tuple[int, str]]) -> None:
+        """Commit the next offset of partitions, each with a text for whoever has them next.
 
         Raises:
             ConnectionLost: they are no longer this process's, or Kafka is gone.
@@ -148,8 +167,31 @@ class Source:
             with lost_kafka():
                 async with asyncio.timeout(_REQUEST_TIMEOUT_S):
                     await self._consumer.commit(
-                        {self._slot(partition): at for partition, at in positions.items()}
+                        {
+                            self._slot(partition): OffsetAndMetadata(offset, text)
+                            for partition, (offset, text) in positions.items()
+                        }
                     )
+
+    async def bury(self, letter: DeadLetter) -> None:
+        """Send a dead letter; return when Kafka has it.
+
+        Raises:
+            ConnectionLost: Kafka is gone.
+        """
+        with lost_kafka():
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self.bootstrap,
+                enable_idempotence=True,
+                max_request_size=LARGEST_RECORD_BYTES,
+            )
+            try:
+                await producer.start()
+                await producer.send_and_wait(
+                    self._dead_letters, letter.value, letter.key, headers=letter.headers
+                )
+            finally:
+                await producer.stop()
 
     def _slot(self, partition: int) -> TopicPartition:
         return TopicPartition(self.topic, partition)

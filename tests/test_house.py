@@ -44,6 +44,7 @@ STANDARD = {
     "re",
     "struct",
     "typing",
+    "unicodedata",
 }
 LIBRARIES = {"msgspec", "pydantic", "pydantic_core"}  # pydantic: for types only
 IMPURE_CALLS = {"open", "print", "input", "now", "today", "utcnow", "time", "monotonic", "random"}

@@ -40,7 +40,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, OffsetSpec
 
 from chat_bridge.amqp import connect
 from chat_bridge.history import Rooms
-from chat_bridge.listing import room_names
+from chat_bridge.listing import listed_rooms
 from chat_bridge.names import EXCHANGE, GROUP
 from ledger.console import COULD_NOT_RUN, DIFFERENT, FINE
 from ledger.settings import Settings
@@ -159,7 +159,7 @@ def rabbit_picture(settings: Settings) -> Picture:
             for one in found[what]
             if all(
                 may_be_ours(str(one.get(name, "")), settings.topic_prefix)
-                for name in ("name", "source", "destination")
+                for name in ("name", "source", "destination", "user")
             )
         )
         for what in (
@@ -176,7 +176,8 @@ async def rooms_picture(settings: Settings) -> list[str]:
     """Return each room's name and the offset and body of its last message."""
     assert settings.amqp is not None
     amqp = settings.amqp.get_secret_value()
-    names = room_names(settings, amqp, settings.amqp_management)
+    listed = listed_rooms(settings, amqp, settings.amqp_management)
+    names = [room.name for room in listed]
     async with await connect(amqp, settings.topic("test")) as connection:
         newest = await asyncio.gather(*map(Rooms(connection, settings).newest, names))
     return [f"{name}: {entry}" for name, entry in zip(names, newest, strict=True)]

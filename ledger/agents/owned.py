@@ -16,9 +16,9 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from ledger.agents.publisher import FencedError, Headers, Outgoing, Publisher
+from ledger.agents.publisher import FencedError, Outgoing, Publisher
 from ledger.continuity import (
     Leadership,
     LogWatch,
@@ -34,7 +34,8 @@ from ledger.errors import (
     UnreachableError,
 )
 from ledger.events import RULES_VERSION
-from ledger.kafka import BALANCES, DEAD_LETTERS, LARGEST_RECORD_BYTES, Cluster
+from ledger.kafka import BALANCES, DEAD_LETTERS, Cluster
+from ledger.letters import DeadLetter, dead_letter
 from ledger.objects import StorageError
 from ledger.partitioner import partition_of
 from ledger.projections.accounts import Texts
@@ -65,9 +66,6 @@ from ledger.states import make_state, put_in_place, remove_state, tidy
 logger = logging.getLogger(__name__)
 
 _CATCHING_UP: Final = 8  # times the flush interval
-_LARGEST_LETTER_BYTES: Final = LARGEST_RECORD_BYTES - (1 << 20)  # the rest is for our own headers
-_HEADER_BYTES: Final = 16  # what framing takes, at most
-_LONGEST_DETAIL: Final = 1000
 
 Entries = Generator[tuple[bytes, bytes], None, None]
 
@@ -392,7 +390,7 @@ class OwnedPartition:
     def _outgoing(self, frozen: Frozen, topic: Callable[[str], str]) -> list[Outgoing]:
         """Return what a freeze has to publish: nothing older than what is there already."""
         records = [
-            _dead_letter(topic(DEAD_LETTERS), self.number, rejected)
+            _outgoing(topic(DEAD_LETTERS), dead_letter(self.number, rejected))
             for rejected in frozen.rejected
             if not self._was_sent(rejected)
         ]
@@ -474,34 +472,5 @@ def _letters_row(topic: str, partition: int, sent: Watermark) -> Outgoing:
     return Outgoing(topic, partition, LETTERS_ACCOUNT.encode(), row)
 
 
-def _dead_letter(topic: str, partition: int, rejected: Rejected) -> Outgoing:
-    """Return what is published of a rejected record; one that is too large loses its largest parts.
-
-    A producer's limit is for value, key and headers together, before they are compressed: a record
-    that came in may be far above it.
-    """
-    record: Any = rejected.record
-    source = f"{rejected.topic}:{partition}:{record.offset}".encode()
-    sizes = {
-        "value": len(record.value or b""),
-        "headers": sum(
-            len(name.encode()) + len(value or b"") + _HEADER_BYTES for name, value in record.headers
-        ),
-        "key": len(record.key or b""),
-    }
-    detail = rejected.detail.encode(errors="replace")[:_LONGEST_DETAIL]
-    dropped = []
-    while sum(sizes.values()) > _LARGEST_LETTER_BYTES:
-        part = max(sizes, key=lambda part: sizes[part])
-        dropped.append(part)
-        detail += f"; too large to be kept here: {part} of {sizes.pop(part)} bytes".encode()
-    headers: Headers = list(record.headers) if "headers" in sizes else []
-    headers += [
-        ("key", record.key if "key" in sizes else None),
-        ("source", source),
-        ("reason", rejected.reason.encode()),
-        ("detail", detail),
-    ]
-    if dropped:  # else the last header is `detail`, so this cannot be one of the record's own
-        headers.append(("dropped", ",".join(dropped).encode()))
-    return Outgoing(topic, -1, source, record.value if "value" in sizes else None, headers)
+def _outgoing(topic: str, letter: DeadLetter) -> Outgoing:
+    return Outgoing(topic, -1, letter.key, letter.value, letter.headers)

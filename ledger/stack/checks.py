@@ -11,7 +11,7 @@ import threading
 import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
@@ -113,14 +113,29 @@ async def _nothing(_: AbstractChannel) -> None:
 
 def management_answers(management: str, amqp: str, timeout_s: float) -> bool:
     """Return whether the management page knows its node, asked with the user of the AMQP URL."""
+    try:
+        return bool(_management(management, amqp, "overview", timeout_s).get("node"))
+    except (URLError, OSError, ValueError):
+        return False
+
+
+def has_lost_queues(management: str, amqp: str, timeout_s: float) -> bool:
+    """Return whether RabbitMQ names a queue as down, or fails while it lists its queues."""
+    try:
+        queues = _management(management, amqp, "queues?columns=name,state", timeout_s)
+    except HTTPError as error:
+        return error.code == 500
+    except (URLError, OSError, ValueError):
+        return False
+    return any(queue.get("state") == "down" for queue in queues)
+
+
+def _management(management: str, amqp: str, path: str, timeout_s: float) -> Any:
     parts = urlsplit(amqp)
     user = f"{unquote(parts.username or 'guest')}:{unquote(parts.password or 'guest')}"
-    request = urllib.request.Request(f"{management.rstrip('/')}/api/overview")
+    request = urllib.request.Request(f"{management.rstrip('/')}/api/{path}")
     request.add_header("Authorization", "Basic " + base64.b64encode(user.encode()).decode())
     # No proxy: the page is on this machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=timeout_s) as answer:
-            return bool(json.load(answer).get("node"))
-    except (URLError, OSError, ValueError):
-        return False
+    with opener.open(request, timeout=timeout_s) as answer:
+        return json.load(answer)

@@ -83,6 +83,18 @@ def rabbitmq_server(progress: Progress) -> Path:
     return found
 
 
+def rabbitmqctl() -> Path:
+    """Return RabbitMQ's command line, which stands beside its server script.
+
+    Raises:
+        StackError: there is no RabbitMQ.
+    """
+    server = find_rabbitmq_server()
+    if server is None:
+        raise StackError("RabbitMQ was not found.")
+    return server.with_name("rabbitmqctl")
+
+
 def epmd() -> Path:
     """Return Erlang's port mapper, which comes with every RabbitMQ.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
@@ -35,6 +36,19 @@ SETTLE_TIMEOUT_S = 3.0
 WARM_UP_STREAM = "ledger.stack.warm-up"
 USER = "ledger"
 NODE = "ledger@localhost"
+# Twice, with a pause: what is being made at this very moment is whole by then.
+_MEND_QUEUES = """
+Queues = fun() ->
+    mnesia:dirty_match_object(rabbit_durable_queue, amqqueue:pattern_match_all())
+end,
+HalfMade = fun() -> [amqqueue:get_name(Q) || Q <- Queues(), amqqueue:get_pid(Q) =:= none] end,
+First = HalfMade(),
+timer:sleep(2000),
+[rabbit_amqqueue:internal_delete(Name, <<"ledger">>) || Name <- HalfMade(),
+    lists:member(Name, First)],
+[rabbit_amqqueue:ensure_rabbit_queue_record_is_initialized(Q) || Q <- Queues(),
+    mnesia:dirty_read(rabbit_queue, amqqueue:get_name(Q)) =:= []].
+"""
 _OWN_VARIABLES = ("RABBITMQ_", "ERL_", "EPMD_", "NOTIFY_SOCKET", "RUNNING_UNDER_SYSTEMD")
 
 
@@ -134,6 +148,7 @@ class RabbitServer:
             START_TIMEOUT_S,
         )
         self._settle_streams(record)
+        self._mend_queues(record)
 
     def answers(self, record: RabbitRecord) -> bool:
         """Return whether the process runs, takes our user, and its management page answers."""
@@ -170,6 +185,34 @@ class RabbitServer:
         if problem is not None:
             raise StackError(f"RabbitMQ makes no streams: {problem} (log: {self.logs[0]})")
         wait_until(stored, SETTLE_TIMEOUT_S)  # another release may store it elsewhere
+
+    def _mend_queues(self, record: RabbitRecord) -> None:
+        """Mend streams that RabbitMQ 3.10 has lost when it was killed, which a restart does not.
+
+        One that was being made has an entry without a process: whoever names it loses the
+        connection, and no queues are listed any more. It never held a message and is removed. Of
+        one that was being started the entry is "down or inaccessible": it is put back.
+        """
+        management = f"http://{LOOPBACK}:{record.management_port}"
+        if not checks.has_lost_queues(management, self.url(record), CHECK_TIMEOUT_S):
+            return
+        try:
+            done = subprocess.run(
+                [str(install.rabbitmqctl()), "eval", _MEND_QUEUES],
+                env=self._environment(record),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=START_TIMEOUT_S,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise StackError(f"RabbitMQ has lost queues: {error}.") from error
+        if done.returncode != 0:
+            said = " ".join(done.stderr.split())[:300]
+            raise StackError(
+                f"RabbitMQ has lost queues, and they cannot be mended: {said} (log: {self.logs[0]})"
+            )
 
     def _write_secrets(self) -> None:
         """Make the password and the Erlang cookie once; only their owner can read them."""
@@ -230,6 +273,8 @@ def configuration(record: RabbitRecord, password: str) -> str:
         "default_user_tags.administrator": "true",
         "cluster_name": "ledger",
         "disk_free_limit.absolute": "200MB",
+        # What people say is far smaller, and messages of the bridge are; the broker enforces it.
+        "max_message_size": 64 * 1024,
         "vm_memory_high_watermark.absolute": "1GB",
         "log.file.level": "info",
         "log.file.rotation.size": 10 * 1024 * 1024,
