@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
@@ -27,6 +28,9 @@ from ledger.errors import ConfigurationError, StackError
 from ledger.settings import Settings, load_settings, mask_url
 from ledger.stack import install, jars, kafka, local, logs, ports, process, rabbitmq
 from ledger.stack.state import KafkaRecord, RabbitRecord, StackDirectory, StackRecord
+from tests.support import command
+from tests.support import publish as publish_events
+from tests.test_bridge_messages import FILL
 
 NOWHERE = "127.0.0.1:1"
 KAFKA = KafkaRecord(port=9092, controller_port=9093)
@@ -380,6 +384,44 @@ def test_another_port_for_a_running_server_is_refused(running: Settings) -> None
     with pytest.raises(StackError, match=r"already runs on port \d+, but LEDGER_KAFKA_PORT"):
         stack.up(moved, quiet)
     assert stack.status(running).kafka.up
+
+
+@pytest.mark.integration
+def test_a_queue_that_rabbitmq_has_lost_holds_up_no_other_room_and_is_mended(
+    running: Settings,
+) -> None:
+    """Found by chaos: `kill -9` while a stream is made leaves an entry without a process."""
+    found = stack.endpoints(running)
+    named = running.model_copy(
+        update={
+            "kafka": found.kafka,
+            "amqp": SecretStr(found.amqp),
+            "amqp_management": found.management,
+        }
+    )
+    publish_events(named, [json.dumps(FILL).encode()])
+    _, record = recorded(running)
+    server = rabbitmq.RabbitServer(running.state_dir / "stack" / "rabbitmq")
+    plant = """
+        {ok, _} = {ok, rabbit_amqqueue:declare(rabbit_misc:r(<<"/">>, queue, <<"whole">>), true,
+            false, [{<<"x-queue-type">>, longstr, <<"stream">>}], none, <<"test">>)},
+        [Q] = mnesia:dirty_read(rabbit_durable_queue, rabbit_misc:r(<<"/">>, queue, <<"whole">>)),
+        mnesia:dirty_write(rabbit_durable_queue, setelement(2, amqqueue:set_pid(Q, none),
+            rabbit_misc:r(<<"/">>, queue, <<"account.alice">>))).
+    """
+    assert server.evaluate(record, plant) is None
+    done = command(named, "chat_bridge", "run", "--once", "--json")
+    assert done.returncode == 2, done.stderr
+    assert "account.alice: RabbitMQ has lost the queue account.alice" in done.stderr
+    shown = command(named, "chat_bridge", "tail", "BTC-USD", "--json")
+    assert [one["type"] for one in json.loads(shown.stdout)["messages"]] == ["trade"]
+
+    assert record.process is not None
+    record.process.send(signal.SIGKILL)
+    assert process.wait_until(lambda: not record.process.is_running(), 10)  # type: ignore[union-attr]
+    stack.up(running, quiet)
+    done = command(named, "chat_bridge", "run", "--once", "--json")
+    assert json.loads(done.stdout)["messages"] == 1, done.stderr
 
 
 @pytest.mark.integration

@@ -33,6 +33,7 @@ START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 45.0
 CHECK_TIMEOUT_S = 5.0
 SETTLE_TIMEOUT_S = 3.0
+QUEUES_TIMEOUT_S = 10.0
 WARM_UP_STREAM = "ledger.stack.warm-up"
 USER = "ledger"
 NODE = "ledger@localhost"
@@ -194,11 +195,25 @@ class RabbitServer:
         one that was being started the entry is "down or inaccessible": it is put back.
         """
         management = f"http://{LOOPBACK}:{record.management_port}"
-        if not checks.has_lost_queues(management, self.url(record), CHECK_TIMEOUT_S):
+        url = self.url(record)
+
+        def are_all_there() -> bool:
+            return not checks.has_lost_queues(management, url, CHECK_TIMEOUT_S)
+
+        if wait_until(are_all_there, QUEUES_TIMEOUT_S):  # after a crash streams take their time
             return
+        problem = self.evaluate(record, _MEND_QUEUES)
+        if problem is not None:
+            raise StackError(
+                f"RabbitMQ has lost queues, and they cannot be mended: {problem} "
+                f"(log: {self.logs[0]})"
+            )
+
+    def evaluate(self, record: RabbitRecord, code: str) -> str | None:
+        """Return None once the running server has evaluated Erlang code, else what went wrong."""
         try:
             done = subprocess.run(
-                [str(install.rabbitmqctl()), "eval", _MEND_QUEUES],
+                [str(install.rabbitmqctl()), "eval", code],
                 env=self._environment(record),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -207,12 +222,8 @@ class RabbitServer:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise StackError(f"RabbitMQ has lost queues: {error}.") from error
-        if done.returncode != 0:
-            said = " ".join(done.stderr.split())[:300]
-            raise StackError(
-                f"RabbitMQ has lost queues, and they cannot be mended: {said} (log: {self.logs[0]})"
-            )
+            return str(error)
+        return None if done.returncode == 0 else " ".join(done.stderr.split())[:300]
 
     def _write_secrets(self) -> None:
         """Make the password and the Erlang cookie once; only their owner can read them."""
