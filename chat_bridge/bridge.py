@@ -132,7 +132,7 @@ class Bridge:
         once = self._options.once
         retrying = AsyncRetrying(
             retry=retry_if_exception_type((UnreachableError, ConnectionLost, NothingPublished)),
-            wait=wait_exponential_jitter(initial=0.5, max=_LONGEST_PAUSE_S, jitter=0.5),
+            wait=wait_exponential_jitter(multiplier=0.5, max=_LONGEST_PAUSE_S, jitter=0.5),
             stop=stop_after_attempt(1) if once else stop_never,
             sleep=self._pause,
             before_sleep=_say_why,

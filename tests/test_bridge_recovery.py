@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import shutil
 import signal
@@ -11,6 +10,7 @@ import socket
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ import aio_pika
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 
+from chat_bridge.bridge import Bridge
+from chat_bridge.errors import MessageTooLarge, RoomError
 from chat_bridge.identity import Identity
 from chat_bridge.messages import Message
 from chat_bridge.names import EXCHANGE, SAY_EXCHANGE
 from chat_bridge.poster import Poster
+from chat_bridge.session import Options
+from ledger.cli.dead_letters import read_dead_letters
 from ledger.events import FILLS
 from ledger.settings import Settings
 from ledger.store import MemoryStore
@@ -31,15 +35,23 @@ from tests.test_bridge import (
     as_line,
     assert_posted_once,
     bridge,
-    chat_bridge,
     expected,
     is_committed,
-    post_all,
     rooms_of,
 )
 from tests.test_bridge_messages import FILL
 
 pytestmark = pytest.mark.integration
+
+ONCE = Options(once=True)
+
+
+def post_all(settings: Settings, options: Options = ONCE) -> dict[str, int]:
+    """Run a bridge once, in this process, and return what it did."""
+    assert settings.kafka is not None
+    assert settings.amqp is not None
+    here = Bridge(settings, settings.kafka, settings.amqp.get_secret_value(), options)
+    return asyncio.run(here.run()).as_json()
 
 
 def lines_of_the_hour(count: int = 270) -> list[bytes]:
@@ -251,9 +263,8 @@ def test_a_bridge_of_another_user_refuses_to_post_everything_twice(settings: Set
         )
 
     with_channel(settings, post)
-    done = chat_bridge(settings, "run", "--once")
-    assert done.returncode == 2
-    assert "was posted by RabbitMQ's user 'None'" in done.stderr
+    with pytest.raises(RoomError, match=r"was posted by RabbitMQ's user 'None'"):
+        post_all(settings)
 
 
 def test_history_that_nobody_wants_is_never_posted(settings: Settings) -> None:
@@ -261,8 +272,8 @@ def test_history_that_nobody_wants_is_never_posted(settings: Settings) -> None:
     publish(settings, lines[:30])
     post_all(settings)
     publish(settings, lines[30:60])
-    time_of_cut = time.time()
-    assert post_all_since(settings, time_of_cut)["messages"] == 0
+    now_ms = int(time.time() * 1000)
+    assert post_all(settings, Options(once=True, since_ms=now_ms + 1))["messages"] == 0
     publish(settings, lines[60:])
     post_all(settings)
     wanted = lines[:30] + lines[60:]
@@ -272,14 +283,6 @@ def test_history_that_nobody_wants_is_never_posted(settings: Settings) -> None:
     delete_room(settings, "room.BTC-USD")
     post_all(settings)
     assert_posted_once(settings, wanted)
-
-
-def post_all_since(settings: Settings, seconds: float) -> dict[str, int]:
-    moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds + 1))
-    done = chat_bridge(settings, "run", "--once", "--json", "--since", moment)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
 
 
 def test_a_lost_commit_repeats_nothing(settings: Settings) -> None:
@@ -297,14 +300,38 @@ def test_a_lost_commit_repeats_nothing(settings: Settings) -> None:
     assert_posted_once(settings, lines)
 
 
+def test_what_rabbitmq_never_takes_becomes_a_dead_letter(settings: Settings) -> None:
+    assert settings.amqp is not None
+    url = settings.amqp.get_secret_value()
+    publish(settings, [as_line(FILL)])
+    (trade, fill) = all_messages(settings)
+    assert len(trade.body()) < 400 < len(fill.body())
+
+    async def scenario() -> None:
+        poster = await Poster.open(url, settings)
+        with pytest.raises(MessageTooLarge) as caught:
+            await poster.post([replace(trade, fields={"text": "x" * 70_000})])
+        await poster.close()
+        assert caught.value.limit_bytes == 65_536
+
+    asyncio.run(scenario())
+    assert settings.kafka is not None
+    here = Bridge(settings, settings.kafka, url, ONCE)
+    here._largest_bytes = 400  # as a session learns it
+    tally = asyncio.run(here.run())
+    assert (tally.trades, tally.fills, tally.unpublishable) == (1, 0, 1)
+    (letter,) = read_dead_letters(cluster_of(settings))
+    assert (letter.source, letter.reason) == (f"fills:{fill.partition}:0", "unpublishable")
+    assert "account.alice would have" in letter.detail
+
+
 def test_a_backlog_is_posted_no_faster_than_told(settings: Settings) -> None:
     lines = lines_of_the_hour(160)
     publish(settings, lines)
     count = len(all_messages(settings))
     assert count > 200
     began = time.monotonic()
-    done = chat_bridge(settings, "run", "--once", "--json", "--rate", "50")
-    assert json.loads(done.stdout)["messages"] == count
+    assert post_all(settings, Options(once=True, rate=50))["messages"] == count
     # The first hundred go at once.
     assert time.monotonic() - began > (count - 100) / 50 - 2
     assert_posted_once(settings, lines)

@@ -28,8 +28,9 @@ from ledger.errors import ConfigurationError, StackError
 from ledger.settings import Settings, load_settings, mask_url
 from ledger.stack import install, jars, kafka, local, logs, ports, process, rabbitmq
 from ledger.stack.state import KafkaRecord, RabbitRecord, StackDirectory, StackRecord
-from tests.support import command
+from tests.support import command, eventually
 from tests.support import publish as publish_events
+from tests.support import running as running_module
 from tests.test_bridge_messages import FILL
 
 NOWHERE = "127.0.0.1:1"
@@ -316,6 +317,22 @@ def recorded(settings: Settings) -> tuple[KafkaRecord, RabbitRecord]:
     return record.kafka, record.rabbitmq
 
 
+def named_servers(settings: Settings) -> Settings:
+    """Return settings that name the servers of a stack."""
+    found = stack.endpoints(settings)
+    return settings.model_copy(
+        update={
+            "kafka": found.kafka,
+            "amqp": SecretStr(found.amqp),
+            "amqp_management": found.management,
+        }
+    )
+
+
+def rabbit_of(settings: Settings) -> rabbitmq.RabbitServer:
+    return rabbitmq.RabbitServer(settings.state_dir / "stack" / "rabbitmq")
+
+
 def processes_of(settings: Settings) -> list[process.Process]:
     servers = local._servers(StackDirectory(settings))
     return [found for server in servers for found in process.marked(server.mark)]
@@ -391,17 +408,10 @@ def test_a_queue_that_rabbitmq_has_lost_holds_up_no_other_room_and_is_mended(
     running: Settings,
 ) -> None:
     """Found by chaos: `kill -9` while a stream is made leaves an entry without a process."""
-    found = stack.endpoints(running)
-    named = running.model_copy(
-        update={
-            "kafka": found.kafka,
-            "amqp": SecretStr(found.amqp),
-            "amqp_management": found.management,
-        }
-    )
+    named = named_servers(running)
     publish_events(named, [json.dumps(FILL).encode()])
     _, record = recorded(running)
-    server = rabbitmq.RabbitServer(running.state_dir / "stack" / "rabbitmq")
+    server = rabbit_of(running)
     plant = """
         {ok, _} = {ok, rabbit_amqqueue:declare(rabbit_misc:r(<<"/">>, queue, <<"whole">>), true,
             false, [{<<"x-queue-type">>, longstr, <<"stream">>}], none, <<"test">>)},
@@ -422,6 +432,29 @@ def test_a_queue_that_rabbitmq_has_lost_holds_up_no_other_room_and_is_mended(
     stack.up(running, quiet)
     done = command(named, "chat_bridge", "run", "--once", "--json")
     assert json.loads(done.stdout)["messages"] == 1, done.stderr
+
+
+@pytest.mark.integration
+def test_a_bridge_waits_while_rabbitmq_is_short_of_memory(
+    running: Settings, tmp_path: Path
+) -> None:
+    named, server, log = named_servers(running), rabbit_of(running), tmp_path / "bridge.log"
+    _, record = recorded(running)
+    limit = "vm_memory_monitor:set_vm_memory_high_watermark({})."
+    with running_module(named, log, "chat_bridge", "run"):
+        eventually(lambda: "Partitions of" in log.read_text())
+        try:
+            assert server.evaluate(record, limit.format("0.00001")) is None
+            fill = FILL | {"account": "bob", "fill_id": "late"}
+            publish_events(named, [json.dumps(fill).encode()])
+            eventually(lambda: "RabbitMQ takes no messages" in log.read_text())
+        finally:
+            assert server.evaluate(record, limit.format("0.4")) is None
+        eventually(lambda: "RabbitMQ takes messages again" in log.read_text())
+    done = command(named, "chat_bridge", "run", "--once", "--json")
+    assert json.loads(done.stdout)["messages"] == 0, done.stderr
+    shown = command(named, "chat_bridge", "tail", "account.bob", "--json")
+    assert [one["fill_id"] for one in json.loads(shown.stdout)["messages"]] == ["late"]
 
 
 @pytest.mark.integration
