@@ -66,7 +66,8 @@ class Bridge:
 
     def lags(self) -> dict[int, int]:
         """Return how many records of each of its partitions are not in the rooms yet."""
-        return self._session.lags() if self._session is not None else {}
+        session = self._session  # asked by another thread
+        return session.lags() if session is not None else {}
 
     async def run(self) -> Tally:
         """Post until stopped, and return what was done.

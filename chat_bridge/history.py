@@ -35,6 +35,7 @@ PREFETCH: Final = 500
 _SHOWN_CHARACTERS: Final = 2_000
 _LONGEST_TIME: Final = 40
 _SOON_S: Final = 1.0
+_STARTING: Final = "replica on the local node"
 _CLOCKS_DIFFER_S: Final = 300
 """By so much a venue's clock may be ahead of RabbitMQ's before `Rooms.since` misses something."""
 
@@ -280,6 +281,10 @@ class Rooms:
                         "grant ACCOUNT' gave access may read public rooms and the account's own.",
                     ) from error
                 except ChannelPreconditionFailed as error:
+                    if _STARTING in str(error):
+                        raise ConnectionLost(
+                            "The room", "RabbitMQ is only just starting"
+                        ) from error
                     raise RoomError(room, f"the queue {name} is no room: {error}.") from error
             yield reader
         finally:

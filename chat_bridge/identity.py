@@ -8,6 +8,7 @@ hold of it, whoever posted it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 import msgspec
 
 from chat_bridge.messages import Message, Subject, of_bust, of_fill
-from ledger.errors import StateError
+from ledger.errors import DamagedState, StateError
 from ledger.events import FILLS, RULES_VERSION, AnyEvent, FillBusted, OrderFilled
 from ledger.partitioner import partition_of
 from ledger.projections.entries import META_KEY
@@ -29,6 +30,7 @@ from ledger.projections.partition import (
     read_header,
 )
 from ledger.rocks import RocksStore
+from ledger.states import remove_state, tidy
 from ledger.store import Store
 
 # Beside the fold's own entries: no account begins with these bytes.
@@ -44,10 +46,19 @@ Skipped = list[tuple[int, int]]
 
 
 class Span(msgspec.Struct, frozen=True, array_like=True):
-    """The `offset` of the first and of the last message that a partition has put into a room."""
+    """The messages that a partition has put into a room.
+
+    Attributes:
+        first: `offset` of the first of them.
+        last: `offset` of the last.
+        last_id: its `message_id`: a fill and its bust that came before it have one `offset`.
+        count: how many they are.
+    """
 
     first: int
     last: int
+    last_id: str
+    count: int
 
 
 class Expected(msgspec.Struct, frozen=True):
@@ -61,6 +72,8 @@ class Expected(msgspec.Struct, frozen=True):
     span: Span | None
     before: int
 
+
+log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 _decode_span = msgspec.json.Decoder(Span).decode
@@ -85,7 +98,8 @@ class Identity:
         number: of the partition.
         posted_until: the offset before which records were posted by an earlier run: they are
             folded where the stored state does not have them, but make no messages, except for
-        refilled: rooms that lost messages: for them all records make messages.
+        refilled: rooms that lost messages, and the offset from which on they did: for them these
+            records make messages, too.
         largest_bytes: what a message's body may have; None for no limit.
         unpublishable: records since the last settling that would make a larger one, and why.
         settled: the offset before which the store has everything.
@@ -99,7 +113,7 @@ class Identity:
         """
         self.number = number
         self.posted_until = 0
-        self.refilled: frozenset[str] = frozenset()
+        self.refilled: Mapping[str, int] = {}
         self.largest_bytes: int | None = None
         self.unpublishable: list[Rejected] = []
         self._store = _WithSpans(store)
@@ -155,14 +169,15 @@ class Identity:
             execution = self._partition.execution(event.account, event.order_id, event.fill_id)
             make = of_fill if isinstance(event, OrderFilled) else of_bust
             for message in make(subject, execution):
-                if not self._is_wanted(message):
+                if self.is_skipped(message.offset):
                     continue
                 if self._is_too_large(message):
                     if record.offset >= self.posted_until:
                         self._reject(record, message)
                     continue
                 self._extend(message)
-                if record.offset >= self.posted_until or message.room in self.refilled:
+                lost_from = self.refilled.get(message.room, self.posted_until)
+                if record.offset >= self.posted_until or message.offset >= lost_from:
                     messages.append(message)
 
         self._partition.apply(FILLS, records, next_offset, observe)
@@ -176,17 +191,17 @@ class Identity:
         unread, self._unread = self._unread, {}
         return unread
 
-    def refill(self, rooms: Iterable[str], before: Identity) -> None:
-        """Make all messages of these rooms.
+    def refill(self, rooms: Mapping[str, int], before: Identity) -> None:
+        """Make the messages that these rooms may lack.
 
         Args:
-            rooms: whose histories were read.
+            rooms: whose histories were read; and the offset before which nothing is missing there.
             before: the same partition's fold until now; the rooms it has made messages for need
                 not be read again.
         """
         self.posted_until = max(before.settled, before.posted_until)
-        self.refilled = frozenset(rooms)
-        self._touched = before._touched | self.refilled
+        self.refilled = dict(rooms)
+        self._touched = before._touched | rooms.keys()
         self.largest_bytes = before.largest_bytes
         self.skip(before.skipped)
 
@@ -209,8 +224,9 @@ class Identity:
             if len(self._spans) > _CACHED_SPANS:
                 self._spans.clear()
 
-    def _is_wanted(self, message: Message) -> bool:
-        return not any(first <= message.offset < after for first, after in self._skipped)
+    def is_skipped(self, offset: int) -> bool:
+        """Return whether nobody wants what is posted upon a record."""
+        return any(first <= offset < after for first, after in self._skipped)
 
     def _is_too_large(self, message: Message) -> bool:
         return self.largest_bytes is not None and len(message.body()) > self.largest_bytes
@@ -232,10 +248,9 @@ class Identity:
         if message.offset >= self.posted_until and room not in self._touched:
             self._touched.add(room)
             self._unread[room] = Expected(span, message.offset)
-        if span is None or span.last != message.offset:
-            span = Span(message.offset if span is None else span.first, message.offset)
-            self._spans[room] = span
-            self._store.extra[_SPAN + room.encode()] = _encode(span)
+        first, count = (message.offset, 0) if span is None else (span.first, span.count)
+        span = self._spans[room] = Span(first, message.offset, message.message_id, count + 1)
+        self._store.extra[_SPAN + room.encode()] = _encode(span)
 
 
 class _WithSpans:
@@ -257,17 +272,14 @@ class StoredIdentity(Identity):
     """An `Identity` whose state is in a directory of its own."""
 
     def __init__(self, number: int, directory: Path, origin: Origin) -> None:
-        """Open or create the state; one of older rules is thrown away and folded again.
+        """Open or create the state; one that is damaged or of older rules is folded again.
 
         Raises:
             StateError: another process has it open, or it is of another cluster or topic.
         """
-        store = RocksStore(directory)
+        tidy(directory)
+        store = _opened(directory)
         try:
-            header = store.get(META_KEY)
-            if header is not None and read_header(header).rules_version != RULES_VERSION:
-                store.destroy()
-                store = RocksStore(directory)
             super().__init__(number, store, origin)
         except StateError as error:
             store.close()
@@ -282,4 +294,19 @@ class StoredIdentity(Identity):
 
     def remove(self) -> None:
         """Close the state and remove it from disk."""
-        self._rocks.destroy()
+        self._rocks.close()
+        remove_state(self._rocks.directory)
+
+
+def _opened(directory: Path) -> RocksStore:
+    try:
+        store = RocksStore(directory)
+        header = store.get(META_KEY)
+    except DamagedState as error:
+        log.warning("%s It is folded again.", error)
+    else:
+        if header is None or read_header(header).rules_version == RULES_VERSION:
+            return store
+        store.close()
+    remove_state(directory)
+    return RocksStore(directory)

@@ -65,9 +65,13 @@ class Message:
         """Return where it stands in its partition's order, as AMQP headers."""
         return {PARTITION_KEY: self.partition, OFFSET_KEY: self.offset}
 
+    def instant(self) -> times.Instant:
+        """Return the time, exactly; in its order messages of several partitions are posted."""
+        return times.instant(self.timestamp)
+
     def moment(self) -> datetime | None:
         """Return the time in whole seconds, as AMQP has it, or None for one before 1970."""
-        seconds = times.instant(self.timestamp)[0]
+        seconds = self.instant()[0]
         return datetime.fromtimestamp(seconds, UTC) if seconds >= 0 else None
 
 

@@ -134,8 +134,6 @@ class Poster:
                     queue = await self._channel.declare_queue(
                         name, durable=True, arguments={**retention_of(room).arguments()}
                     )
-                    for key in routing_keys_of(room):
-                        await queue.bind(self._settings.topic(exchange_of(key)), key)
                 except (ConnectionInternalError, ChannelNotFoundEntity) as error:
                     raise RoomBroken(room, name) from error
                 except ChannelPreconditionFailed as error:
@@ -144,11 +142,14 @@ class Poster:
                         f"the queue {name} exists, but not as this bridge declares it ({error}). "
                         "Delete that queue, or move what uses it to another name.",
                     ) from error
+                for key in routing_keys_of(room):
+                    await queue.bind(self._settings.topic(exchange_of(key)), key)
             self._rooms.add(room)
 
     def forget(self, room: str) -> None:
-        """Declare a room anew before the next message to it."""
+        """Declare a room anew, and read it anew, before the next message to it."""
         self._rooms.discard(room)
+        self.surveyor.forget(room)
 
     async def post(self, messages: Sequence[Message]) -> None:
         """Publish messages in this order; return when RabbitMQ has confirmed every one.

@@ -25,6 +25,7 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from chat_bridge.errors import ConnectionLost, MessageRefused, MessageReturned, MessageTooLarge
+from ledger.errors import LedgerError
 
 WINDOW: Final = 512
 """How many messages may be unconfirmed at a time."""
@@ -51,6 +52,8 @@ class Publisher:
     Attributes:
         published: how many messages were sent so far.
         confirmed: how many of them RabbitMQ has confirmed.
+        returned: how many of them came back, for want of a queue.
+        refused: how many of them RabbitMQ could not store.
     """
 
     def __init__(self, channel: aiormq.abc.AbstractChannel, exchange: str) -> None:
@@ -61,6 +64,8 @@ class Publisher:
         self._moved = asyncio.Event()
         self.published = 0
         self.confirmed = 0
+        self.returned = 0
+        self.refused = 0
         channel.closing.add_done_callback(self._note_closing)
 
     async def publish(self, letters: Sequence[Letter]) -> None:
@@ -105,13 +110,13 @@ class Publisher:
                 frames=frames, channel_number=channel.number, drain_future=written
             )
         )
-        await written
+        try:
+            await written
+        except Exception as error:  # the library rejects it with whatever has closed the channel
+            raise _why_closed(error) from error
 
     def _note_closing(self, closing: asyncio.Future[object]) -> None:
-        error = None if closing.cancelled() else closing.exception()
-        too_large = _TOO_LARGE.search(str(error))
-        if too_large is not None:
-            self._failures.append(MessageTooLarge(int(too_large[1])))
+        self._failures.append(_why_closed(None if closing.cancelled() else closing.exception()))
         self._moved.set()
 
     def _note(self, letter: Letter, confirmation: asyncio.Future[object]) -> None:
@@ -123,11 +128,13 @@ class Publisher:
         if error is None:
             self.confirmed += 1
         elif isinstance(error, PublishError):
+            self.returned += 1
             self._failures.append(MessageReturned(letter.routing_key, message_id))
         elif isinstance(error, DeliveryError):
+            self.refused += 1
             self._failures.append(MessageRefused(letter.routing_key, message_id))
         else:
-            self._failures.append(ConnectionLost("RabbitMQ", "the connection was closed"))
+            self._failures.append(_why_closed(error))
         self._moved.set()
 
     async def _until_unconfirmed(self, most: int) -> None:
@@ -136,9 +143,6 @@ class Publisher:
         confirmed = self.confirmed
         blocked = False
         while not self._failures and self.published - self.confirmed > most:
-            if self._channel.is_closed:
-                self._failures.append(ConnectionLost("RabbitMQ", "the connection was closed"))
-                break
             self._moved.clear()
             try:
                 async with asyncio.timeout(_TICK_S):
@@ -167,6 +171,13 @@ class Publisher:
         except TimeoutError:
             return True
         return False
+
+
+def _why_closed(error: BaseException | None) -> LedgerError:
+    too_large = _TOO_LARGE.search(str(error))
+    if too_large is not None:
+        return MessageTooLarge(int(too_large[1]))
+    return ConnectionLost("RabbitMQ", "the connection was closed")
 
 
 def _frames(body: bytes, longest: int) -> list[ContentBody]:

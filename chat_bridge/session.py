@@ -18,15 +18,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from heapq import merge
 from typing import Final, TypeVar
 
 import msgspec
 from aiolimiter import AsyncLimiter
 from confluent_kafka import KafkaException
 
-from chat_bridge.errors import ConnectionLost, MessageRefused, MessageReturned, RoomBroken
+from chat_bridge.errors import ConnectionLost, RoomBroken
 from chat_bridge.identity import Expected, Skipped, StoredIdentity
 from chat_bridge.messages import Message
 from chat_bridge.metrics import Tally
@@ -49,7 +50,6 @@ _PATROL_SHARE: Final = 0.2
 """Of one's time that looking at rooms in the background may take."""
 _PACED_MESSAGES: Final = 100
 
-_Look = Callable[[str, int, Expected], Awaitable[Finding]]
 _A = TypeVar("_A")
 _R = TypeVar("_R")
 
@@ -130,8 +130,9 @@ class Session:
         self._broken = broken  # rooms that nothing can be posted to for now
         self._source = Source(kafka, settings, self._let_go)
         self._cluster = Cluster(kafka, settings)
+        self._at_once = max(1, min(_PACED_MESSAGES, int(options.rate or _PACED_MESSAGES)))
         self._limiter = (
-            AsyncLimiter(_PACED_MESSAGES, _PACED_MESSAGES / options.rate) if options.rate else None
+            AsyncLimiter(self._at_once, self._at_once / options.rate) if options.rate else None
         )
         self._poster: Poster
         self._origin: Origin
@@ -139,8 +140,9 @@ class Session:
         self._hands = asyncio.Lock()
         self._shares: dict[int, _Share] = {}
         self._posted: dict[str, set[str]] = {}  # by room, what is there and still to come by
-        self._suspects: set[tuple[int, str]] = set()
+        self._suspects: set[str] = set()
         self._patrol: asyncio.Task[None] | None = None
+        self._unfillable: set[tuple[int, str]] = set()  # Kafka has removed what they lost
         self._looked_at = 0  # rooms, by the patrol
         self._patrolled = asyncio.Event()
         self._epoch = 0
@@ -170,12 +172,12 @@ class Session:
 
     def lags(self) -> dict[int, int]:
         """Return how many records of each partition are not in the rooms yet."""
-        ends = {number: self._source.end(number) for number in self._shares}
-        return {
-            number: max(0, end - self._shares[number].identity.settled)
-            for number, end in ends.items()
-            if end is not None
-        }
+        found = {}
+        for number, share in list(self._shares.items()):  # asked by another thread
+            end = self._source.end(number)
+            if end is not None:
+                found[number] = max(0, end - share.identity.settled)
+        return found
 
     async def ends(self) -> dict[int, int]:
         """Return the end offset of each partition of `fills` now."""
@@ -238,7 +240,7 @@ class Session:
         for partition, rooms in (await self._look(made)).items():
             if await self._refill(partition, rooms):
                 del made[partition]  # they come by again
-        await self._post([message for messages in made.values() for message in messages])
+        await self._post(list(merge(*made.values(), key=Message.instant)))
         await self._bury()
         for share in self._shares.values():
             share.identity.settle()
@@ -250,26 +252,23 @@ class Session:
         """Post what is not in its room yet."""
         lacking = [message for message in messages if not self._is_posted(message)]
         self._tally.avoided += len(messages) - len(lacking)
-        before = self._poster.publisher.published
+        publisher, tally = self._poster.publisher, self._tally
+        published, returned, refused = publisher.published, publisher.returned, publisher.refused
         try:
             if self._limiter is None:
                 await self._poster.post(lacking)
-                self._tally.count(lacking)
+                tally.count(lacking)
             else:
                 await self._post_paced(lacking, self._limiter)
-        except MessageReturned:
-            self._tally.returned += 1
-            raise
-        except MessageRefused:
-            self._tally.refused += 1
-            raise
         finally:
-            self._tally.published += self._poster.publisher.published - before
+            tally.published += publisher.published - published
+            tally.returned += publisher.returned - returned
+            tally.refused += publisher.refused - refused
 
     async def _post_paced(self, messages: list[Message], limiter: AsyncLimiter) -> None:
         """Post a few at a time; only those that were waiting when the session began are held up."""
-        for at in range(0, len(messages), _PACED_MESSAGES):
-            batch = messages[at : at + _PACED_MESSAGES]
+        for at in range(0, len(messages), self._at_once):
+            batch = messages[at : at + self._at_once]
             old = [one for one in batch if one.offset < self._shares[one.partition].backlog_end]
             await limiter.acquire(len(old))
             if self._epoch != self._source.epoch or self._stopping.is_set():
@@ -329,11 +328,11 @@ class Session:
 
     # -- looking into rooms
 
-    async def _look(self, made: Iterable[int]) -> dict[int, set[str]]:
+    async def _look(self, made: Iterable[int]) -> dict[int, dict[str, Expected]]:
         """Look into the rooms that partitions' messages are the first for in this session.
 
         Returns:
-            Rooms that lost messages, by partition.
+            By partition, rooms that seem to have lost messages, and what they should hold.
         """
         unread = [
             (number, room, expected)
@@ -342,60 +341,75 @@ class Session:
             if room not in self._broken
             and (expected.span is not None or expected.before < self._shares[number].backlog_end)
         ]
-        return await self._lacking(self._poster.surveyor.look_back, unread)
-
-    async def _lacking(
-        self, look: _Look, unread: list[tuple[int, str, Expected]]
-    ) -> dict[int, set[str]]:
-        """Return which rooms lost messages, by partition, and note what they hold."""
-        findings = await self._findings(look, unread)
-        lacking: dict[int, set[str]] = {}
-        for (number, room, _), finding in zip(unread, findings, strict=True):
-            self._shares[number].anchors[room] = finding.anchor
-            if finding.posted:
-                self._posted.setdefault(room, set()).update(finding.posted)
-            if not finding.is_complete:
-                lacking.setdefault(number, set()).add(room)
-        return lacking
-
-    async def _findings(
-        self, look: _Look, unread: list[tuple[int, str, Expected]]
-    ) -> list[Finding]:
         limit = asyncio.Semaphore(_LOOKS_AT_ONCE)
 
-        async def one(number: int, room: str, expected: Expected) -> Finding:
+        async def look_back(number: int, room: str, expected: Expected) -> Finding:
             async with limit:
                 try:
-                    return await look(room, number, expected)
+                    return await self._poster.surveyor.look_back(room, number, expected)
                 except InputError:  # deleted since it was declared
                     raise ConnectionLost("The room", f"{room} was deleted") from None
 
-        tasks = [asyncio.create_task(one(*what)) for what in unread]
+        tasks = [asyncio.create_task(look_back(*what)) for what in unread]
         try:
-            return await asyncio.gather(*tasks)
+            findings = await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
+        lacking: dict[int, dict[str, Expected]] = {}
+        for (number, room, expected), finding in zip(unread, findings, strict=True):
+            self._note(number, room, expected, finding)
+            if finding.posted:
+                self._posted.setdefault(room, set()).update(finding.posted)
+            if not finding.is_complete and (number, room) not in self._unfillable:
+                lacking.setdefault(number, {})[room] = expected
+        return lacking
+
+    def _note(self, number: int, room: str, expected: Expected, finding: Finding) -> None:
+        """Remember where to look next time; of a room without our messages there is nothing yet."""
+        if finding.anchor is not None or expected.span is not None:
+            self._shares[number].anchors[room] = finding.anchor
 
     async def _look_at_suspects(self) -> None:
         """Look closer at rooms that seem to have lost messages, while nothing is in hand."""
         async with self._hands:
-            due = {
-                (number, room)
-                for number, room in self._suspects
-                if self._shares[number].identity.is_past_what_was_posted
-            }
-            self._suspects -= due
-            for room in sorted({room for _, room in due}):
+            # Of a partition that is folded again, not all is known yet.
+            if not self._suspects or not self._is_past_what_was_posted():
+                return
+            due, self._suspects = self._suspects, set()
+            self._broken -= due
+            lacking: dict[int, dict[str, Expected]] = {}
+            for room in sorted(due):
                 self._poster.forget(room)
                 await self._poster.declare([room])
-            unread = [
-                (number, room, expected)
-                for number, room in sorted(due)
-                if (expected := self._shares[number].identity.expected(room)).span is not None
-            ]
-            for number, rooms in (await self._lacking(self._poster.surveyor.look, unread)).items():
+                try:
+                    found = await self._look_now(room, self._shares)
+                except InputError:  # deleted since it was declared
+                    raise ConnectionLost("The room", f"{room} was deleted") from None
+                for number, expected in found.items():
+                    lacking.setdefault(number, {})[room] = expected
+            for number, rooms in lacking.items():
                 await self._refill(number, rooms)
+
+    async def _look_now(self, room: str, numbers: Iterable[int]) -> dict[int, Expected]:
+        """Return which partitions seem to have lost messages of a room, and what it should hold.
+
+        Raises:
+            InputError: there is no such room.
+        """
+        expected = {
+            number: one
+            for number in numbers
+            if (one := self._shares[number].identity.expected(room)).span is not None
+        }
+        findings = await self._poster.surveyor.look(room, expected)
+        for number, finding in findings.items():
+            self._note(number, room, expected[number], finding)
+        return {
+            number: expected[number]
+            for number, finding in findings.items()
+            if not finding.is_complete and (number, room) not in self._unfillable
+        }
 
     async def _patrol_rooms(self) -> None:
         """Look at all rooms, again and again, and suspect those that seem to have lost messages."""
@@ -403,21 +417,18 @@ class Session:
             # Of a partition that is folded again, not all rooms are known yet.
             refilled = self._tally.refilled
             is_all = self._is_past_what_was_posted()
-            for number, share in self._shares.items():
-                for room in share.identity.rooms():
-                    if room in self._broken:
-                        continue
-                    began = time.monotonic()
-                    if not await self._seems_whole(number, share, room):
-                        self._suspects |= {(other, room) for other in self._shares}
-                    self._looked_at += 1
-                    if not self._options.once:
-                        took = time.monotonic() - began
-                        await asyncio.sleep(took / _PATROL_SHARE - took)
+            rooms = {room for share in self._shares.values() for room in share.identity.rooms()}
+            for room in sorted(rooms - self._broken):
+                began = time.monotonic()
+                if not await self._seems_whole(room):
+                    self._suspects.add(room)
+                self._looked_at += 1
+                if not self._options.once:
+                    took = time.monotonic() - began
+                    await asyncio.sleep(took / _PATROL_SHARE - took)
             for room in sorted(self._broken):
                 if not await is_broken(self._amqp, self._settings, room):
-                    self._broken.discard(room)
-                    self._suspects |= {(number, room) for number in self._shares}
+                    self._suspects.add(room)
             is_all = is_all and refilled == self._tally.refilled and not self._suspects
             if is_all:
                 self._patrolled.set()
@@ -426,59 +437,92 @@ class Session:
     def _is_past_what_was_posted(self) -> bool:
         return all(share.identity.is_past_what_was_posted for share in self._shares.values())
 
-    async def _seems_whole(self, number: int, share: _Share, room: str) -> bool:
-        surveyor = self._poster.surveyor
+    async def _seems_whole(self, room: str) -> bool:
+        """Return whether a room holds what it should, read while others post to it."""
+        # What is expected is settled, so it is there; what comes meanwhile stands behind it.
+        unseen = []
         try:
-            anchor = share.anchors.get(room)
-            if anchor is not None:
-                return await surveyor.stands(room, anchor)
+            for number, share in self._shares.items():
+                if room not in share.anchors:
+                    unseen.append(number)
+                    continue
+                anchor = share.anchors[room]
+                if anchor is not None and not await self._poster.surveyor.stands(room, anchor):
+                    return False
             await self._poster.declare([room])
-            finding = await surveyor.look(room, number, share.identity.expected(room))
+            return not await self._look_now(room, unseen)
         except InputError:
             return False
-        share.anchors[room] = finding.anchor
-        return finding.is_complete
 
-    async def _refill(self, number: int, rooms: set[str]) -> bool:
+    async def _refill(self, number: int, rooms: Mapping[str, Expected]) -> bool:
         """Fold a partition again from its beginning, to post what rooms lack; nothing is in hand.
 
         Returns:
-            Whether that can be done: Kafka may have removed the oldest records.
+            Whether it is; not where all is there, in another order, or Kafka has removed records.
         """
         share = self._shares[number]
         identity = share.identity
+        lost_from = dict(identity.refilled) if not identity.is_past_what_was_posted else {}
+        for room, expected in rooms.items():
+            found = await self._lost_from(number, room, expected)
+            if found is not None:
+                lost_from[room] = found
+        if not lost_from:
+            return False
+        names = ", ".join(sorted(lost_from))
         if share.first_offset > 0:
+            self._unfillable |= {(number, room) for room in lost_from}
             log.warning(
                 "%s lost messages of %s:%d, which cannot all be posted again: the records before "
                 "offset %d are gone.",
-                ", ".join(sorted(rooms)),
+                names,
                 self._source.topic,
                 number,
                 share.first_offset,
             )
             return False
-        if not identity.is_past_what_was_posted:
-            rooms |= identity.refilled  # of a refill that is not at its end
-        for room in rooms:
-            self._posted[room] = {
-                message_id
-                for message_id in self._posted.get(room, ())
-                if not message_id.startswith(f"{FILLS}:{number}:")
-            } | await self._poster.surveyor.ids(room, number)
         # Should this be interrupted, whoever goes on knows from the offset what was posted.
         await self._commit()
         log.warning(
             "%s lost messages of %s:%d: reading it again from offset 0 to post what is missing.",
-            ", ".join(sorted(rooms)),
+            names,
             self._source.topic,
             number,
         )
         identity.remove()
         share.identity = StoredIdentity(number, self._place.partition(number), self._origin)
-        share.identity.refill(rooms, identity)
+        share.identity.refill(lost_from, identity)
         self._source.start_at({number: 0})
-        self._tally.refilled += len(rooms)
+        self._tally.refilled += len(lost_from)
         return True
+
+    async def _lost_from(self, number: int, room: str, expected: Expected) -> int | None:
+        """Return the offset from which on a room may lack messages, None where it lacks none.
+
+        What it holds is not posted again, and what grew too old is not missing.
+        """
+        identity = self._shares[number].identity
+        try:
+            held = await self._poster.surveyor.all_of(room, number)
+        except InputError:
+            raise ConnectionLost("The room", f"{room} was deleted") from None
+        span = expected.span
+        known = [
+            offset
+            for offset in held.offsets.values()
+            if offset < expected.before and not identity.is_skipped(offset)
+        ]
+        theirs = {
+            message_id
+            for message_id in self._posted.get(room, ())
+            if not message_id.startswith(f"{FILLS}:{number}:")
+        }
+        self._posted[room] = theirs | held.offsets.keys()
+        if not held.is_cut and span is not None and len(known) == span.count:
+            return None
+        if held.is_cut and not held.offsets:
+            return None
+        return min(held.offsets.values()) if held.is_cut else 0
 
     # -- partitions come and go
 

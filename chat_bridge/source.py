@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.consumer import fetcher
 from aiokafka.errors import IllegalOperation, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
@@ -23,10 +24,12 @@ from ledger.events import FILLS
 from ledger.kafka import DEAD_LETTERS, LARGEST_RECORD_BYTES
 from ledger.letters import DeadLetter
 from ledger.projections.partition import Record
+from ledger.records import Records
 from ledger.settings import Settings
 
 _SESSION_MS: Final = 6_000
 """The shortest that brokers allow: so soon another bridge takes over from one that was killed."""
+_NEVER_MS: Final = 10**9
 _CHUNK_RECORDS: Final = 1_000
 _REQUEST_TIMEOUT_S: Final = 30.0
 _CLOSE_TIMEOUT_S: Final = 1.0
@@ -66,6 +69,7 @@ class Source:
         self.group = settings.topic(GROUP)
         self.epoch = 0
         self._before_revoke = before_revoke
+        fetcher.MemoryRecords = Records
         self._consumer: Any = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             client_id=GROUP,
@@ -75,6 +79,9 @@ class Source:
             auto_offset_reset="none",
             isolation_level="read_committed",
             session_timeout_ms=_SESSION_MS,
+            # However long a step takes, and though one without partitions reads nothing: who may
+            # post is another question.
+            max_poll_interval_ms=_NEVER_MS,
             heartbeat_interval_ms=_SESSION_MS // 4,
             fetch_max_wait_ms=100,
             request_timeout_ms=15_000,
@@ -146,10 +153,16 @@ class Source:
                 # Joining the group may have failed in the background.
                 self._consumer._coordinator.check_errors()
             return []
+        # As much of each, so that a backlog is posted about in the order in which it happened.
+        most = -(-_CHUNK_RECORDS // len(slots))
         with lost_kafka():
-            found = await self._consumer.getmany(
-                *slots, timeout_ms=int(timeout_s * 1000), max_records=_CHUNK_RECORDS
-            )
+            found: dict[TopicPartition, list[Record]] = {}
+            for slot in slots:
+                found |= await self._consumer.getmany(slot, max_records=most)
+            if not found:
+                found = await self._consumer.getmany(
+                    *slots, timeout_ms=int(timeout_s * 1000), max_records=most
+                )
             mine = self._consumer.assignment()
             return [
                 Chunk(slot.partition, found.get(slot, []), await self._consumer.position(slot))

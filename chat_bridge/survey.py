@@ -8,13 +8,13 @@ any `message_id` into what they say.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from chat_bridge.errors import RoomError
-from chat_bridge.history import Entry, Rooms, Start
+from chat_bridge.history import PREFETCH, Entry, Rooms, Start
 from chat_bridge.identity import Expected
 from chat_bridge.messages import OFFSET_KEY, PARTITION_KEY
 
@@ -47,6 +47,19 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Held:
+    """All messages of a partition that a room holds.
+
+    Attributes:
+        offsets: message id to `offset`, in the room's order.
+        is_cut: whether the room once held more, which grew too old.
+    """
+
+    offsets: dict[str, int]
+    is_cut: bool
+
+
+@dataclass(frozen=True)
 class _Own:
     """A message that the bridge posted: its place, its id, and whose record made it."""
 
@@ -64,14 +77,12 @@ class _Tail:
         bound: the offset from which on messages are listed.
         posted: ids of messages from the bound on.
         newest: of those before the bound; None while none was read.
-        first: of all.
         anchor: the newest of all.
     """
 
     bound: int
     posted: set[str] = field(default_factory=set)
     newest: _Own | None = None
-    first: _Own | None = None
     anchor: Anchor | None = None
 
 
@@ -93,12 +104,17 @@ class Surveyor:
         self._scans = {}
         self._bounds = posted_until
 
+    def forget(self, room: str) -> None:
+        """Forget what was read of a room: it is another one now."""
+        self._scans.pop(room, None)
+
     async def look_back(self, room: str, partition: int, expected: Expected) -> Finding:
         """Return what a room held of a partition, as far as that needs to be known.
 
         It is read backwards, once for all partitions, up to the newest message that is expected:
         the messages of a partition stand in order, and those before it were there when it was
-        posted. To be asked before anything of the partition is posted to the room.
+        posted. To be asked before anything of the partition is posted to the room. Where messages
+        stand in another order, as after a refusal, a room may seem incomplete that is not.
 
         Raises:
             InputError: there is no such room.
@@ -109,15 +125,15 @@ class Surveyor:
             scan = self._scans[room] = _Scan(self, room, self._bounds)
         return await self._finding(scan, partition, expected)
 
-    async def look(self, room: str, partition: int, expected: Expected) -> Finding:
-        """Return the same of a room as it is now.
+    async def look(self, room: str, expected: Mapping[int, Expected]) -> dict[int, Finding]:
+        """Return the same of several partitions, of a room as it is now.
 
         Raises:
             InputError: there is no such room.
             RoomError: another user's bridge has posted there.
         """
-        scan = _Scan(self, room, {partition: expected.before})
-        return await self._finding(scan, partition, expected)
+        scan = _Scan(self, room, {number: one.before for number, one in expected.items()})
+        return {number: await self._finding(scan, number, one) for number, one in expected.items()}
 
     async def _finding(self, scan: _Scan, partition: int, expected: Expected) -> Finding:
         tail = await scan.tail(partition)
@@ -125,35 +141,30 @@ class Surveyor:
         if span is None:
             is_complete = True
         elif scan.begins_at > 0:  # what is missing before that grew too old
-            is_complete = tail.newest is None or tail.newest.offset == span.last
+            is_complete = tail.newest is None or tail.newest.message_id == span.last_id
         else:
-            is_complete = tail.newest is not None and tail.newest.offset == span.last
-            if is_complete and (tail.first is None or tail.first.offset != span.first):
-                first = await self._first(scan.room, partition)
-                is_complete = first is not None and first.offset == span.first
+            is_complete = (
+                tail.newest is not None
+                and tail.newest.message_id == span.last_id
+                and await scan.first(partition) == span.first
+            )
         return Finding(is_complete, frozenset(tail.posted), tail.anchor)
 
-    async def _first(self, room: str, partition: int) -> _Own | None:
-        """Return the first message that a room holds of a partition."""
-        async with aclosing(self.between(room, "first", None)) as entries:
-            async for entry in entries:
-                own = self.own(room, entry)
-                if own is not None and own.partition == partition:
-                    return own
-        return None
-
-    async def ids(self, room: str, partition: int) -> set[str]:
-        """Return the ids of all messages that a room holds of a partition.
+    async def all_of(self, room: str, partition: int) -> Held:
+        """Return all messages that a room holds of a partition.
 
         Raises:
             InputError: there is no such room.
         """
-        found = set()
-        async for entry in self.between(room, "first", None):
-            own = self.own(room, entry)
-            if own is not None and own.partition == partition:
-                found.add(own.message_id)
-        return found
+        begins_at: int | None = None
+        offsets: dict[str, int] = {}
+        async with self.batches(room, "first") as batches:
+            async for batch in batches:
+                begins_at = batch[0].offset if begins_at is None else begins_at
+                for own in (self.own(room, entry) for entry in batch):
+                    if own is not None and own.partition == partition:
+                        offsets.setdefault(own.message_id, own.offset)
+        return Held(offsets, bool(begins_at))
 
     async def stands(self, room: str, anchor: Anchor) -> bool:
         """Return whether a message is still at its place, or has grown too old.
@@ -171,16 +182,13 @@ class Surveyor:
         """Return the first message that a room still has, whosever it is."""
         return await self._rooms.oldest(room)
 
-    async def between(
-        self, room: str, start: Start, stop: int | None
-    ) -> AsyncGenerator[Entry, None]:
-        """Yield a room's messages up to now, or those before the offset `stop` in the stream."""
-        async with self._rooms.reading(room, start) as reader:
-            async for batch in reader.batches():
-                for entry in batch:
-                    if stop is not None and entry.offset >= stop:
-                        return
-                    yield entry
+    @asynccontextmanager
+    async def batches(
+        self, room: str, start: Start, most: int = PREFETCH
+    ) -> AsyncIterator[AsyncIterator[list[Entry]]]:
+        """Give a room's messages up to now, some at a time, `most` at first."""
+        async with self._rooms.reading(room, start, min(most, PREFETCH)) as reader:
+            yield reader.batches()
 
     def own(self, room: str, entry: Entry) -> _Own | None:
         """Return what a message is if the bridge has posted it.
@@ -205,7 +213,9 @@ class Surveyor:
 
 
 class _Scan:
-    """A room's history, read backwards from where it ended at first, as far as was asked for.
+    """A room's history, read from both ends, as far as was asked for.
+
+    Backwards it is read from where it ended at first.
 
     Attributes:
         begins_at: the first offset in the stream; what stood before that grew too old.
@@ -219,6 +229,30 @@ class _Scan:
         self._reached: int | None = None  # in the stream, from there on all was read
         self._step = _FIRST_STEP
         self._reading = asyncio.Lock()
+        self._lowest: dict[int, int] = {}  # backwards, what was read last
+        self._firsts: dict[int, int] = {}
+        self._forward: Start = "first"  # where to read on for more of them
+
+    async def first(self, partition: int) -> int | None:
+        """Return the `offset` of the first message of a partition; None if there is none."""
+        async with self._reading:
+            if self._reached == self.begins_at:
+                return self._lowest.get(partition)
+            if partition not in self._firsts:
+                await self._read_firsts(partition)
+        return self._firsts.get(partition)
+
+    async def _read_firsts(self, until: int) -> None:
+        """Read on from the beginning until a message of one partition, and note those of others."""
+        async with self._surveyor.batches(self.room, self._forward) as batches:
+            async for batch in batches:
+                for entry in batch:
+                    own = self._surveyor.own(self.room, entry)
+                    if own is not None:
+                        self._firsts.setdefault(own.partition, own.offset)
+                    self._forward = entry.offset + 1
+                if until in self._firsts:
+                    return
 
     async def tail(self, partition: int) -> _Tail:
         """Return what there is of a partition, read up to a message before its bound."""
@@ -231,9 +265,7 @@ class _Scan:
     async def _read_on(self) -> None:
         stop = self._reached
         start: Start = "last" if stop is None else max(self.begins_at, stop - self._step)
-        found: list[Entry] = []
-        async for entry in self._surveyor.between(self.room, start, stop):
-            found.append(entry)
+        found = await self._between(start, stop)
         for entry in reversed(found):
             self._note(entry)
         if isinstance(start, int):
@@ -247,12 +279,24 @@ class _Scan:
                 oldest = await self._surveyor.oldest(self.room)
                 self.begins_at = oldest.offset if oldest is not None else self._reached
 
+    async def _between(self, start: Start, stop: int | None) -> list[Entry]:
+        """Return the messages up to now, or those before the offset `stop` in the stream."""
+        found: list[Entry] = []
+        most = stop - start if stop is not None and isinstance(start, int) else PREFETCH
+        async with self._surveyor.batches(self.room, start, most) as batches:
+            async for batch in batches:
+                found += [entry for entry in batch if stop is None or entry.offset < stop]
+                if stop is not None and batch[-1].offset >= stop - 1:
+                    break
+        return found
+
     def _note(self, entry: Entry) -> None:
         own = self._surveyor.own(self.room, entry)
+        if own is not None:
+            self._lowest[own.partition] = own.offset
         tail = self._tails.get(own.partition) if own is not None else None
         if own is None or tail is None:
             return
-        tail.first = own
         tail.anchor = tail.anchor or Anchor(own.stream_offset, own.message_id)
         if own.offset >= tail.bound:
             tail.posted.add(own.message_id)

@@ -3,7 +3,7 @@
 Faust's cost per message is 50 to 70 microseconds; as the message is a list of some thousand
 records, that is nothing per record. Everything here builds on private API of faust-streaming 0.15.3
 and aiokafka 0.14.0, which are pinned for that reason; nothing outside this module, and
-`ledger.agents.records`, touches it.
+`ledger.records`, touches it.
 
 The rules that make it safe:
 
@@ -36,7 +36,7 @@ from faust.app import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 
 from ledger.agents.assignor import LedgerAssignor, Progress
-from ledger.agents.records import Records
+from ledger.records import Records
 
 logger = logging.getLogger(__name__)
 
