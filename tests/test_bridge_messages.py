@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chat_bridge.errors import RoomError
 from chat_bridge.history import Entry
-from chat_bridge.identity import Identity, StoredIdentity
+from chat_bridge.identity import Expected, Identity, Span, StoredIdentity
 from chat_bridge.messages import Message
 from chat_bridge.names import is_room, parse_room, retention_of
 from chat_bridge.text import harmless
@@ -251,6 +251,42 @@ def test_state_of_older_rules_is_folded_again(tmp_path: Path) -> None:
     again = StoredIdentity(0, tmp_path, ORIGIN)
     assert again.next_offset == 0
     again.close()
+
+
+def test_a_damaged_state_is_folded_again(tmp_path: Path) -> None:
+    """Found by review: a kill while it is removed leaves one that cannot be opened."""
+    stored = StoredIdentity(0, tmp_path / "p0", ORIGIN)
+    stored.read(records(FILL), 1)
+    stored.settle()
+    stored.close()
+    for table in (tmp_path / "p0").glob("CURRENT"):
+        table.write_bytes(b"MANIFEST-000099\n")
+    again = StoredIdentity(0, tmp_path / "p0", ORIGIN)
+    assert again.next_offset == 0
+    again.close()
+
+
+def test_the_rooms_of_a_partition_are_known_with_their_first_and_last_message() -> None:
+    identity = Identity(0, MemoryStore(), ORIGIN)
+    identity.read(records(BUST, FILL, FILL | {"fill_id": "f2", "liquidity": "maker"}), 3)
+    identity.settle()
+    assert sorted(identity.rooms()) == ["account.alice", "room.BTC-USD"]
+    assert identity.expected("account.alice") == Expected(Span(1, 2, "fills:0:2:account", 3), 3)
+    assert identity.expected("room.BTC-USD") == Expected(Span(1, 1, "fills:0:0:room", 2), 3)
+    assert identity.expected("room.X-Y").span is None
+
+
+def test_a_refill_makes_what_rooms_may_lack_and_nothing_else() -> None:
+    everything = records(*(FILL | {"fill_id": f"f{n}"} for n in range(4)))
+    before = Identity(0, MemoryStore(), ORIGIN)
+    before.read(everything, 4)
+    before.settle()
+    again = Identity(0, MemoryStore(), ORIGIN)
+    again.refill({"account.alice": 2}, before)
+    assert ids(again.read(everything, 4)) == [
+        ("account.alice", "fill", "fills:0:2:account"),
+        ("account.alice", "fill", "fills:0:3:account"),
+    ]
 
 
 def test_what_was_not_settled_is_read_again(tmp_path: Path) -> None:

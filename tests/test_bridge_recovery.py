@@ -41,6 +41,7 @@ from tests.test_bridge import (
     rooms_of,
 )
 from tests.test_bridge_messages import FILL
+from tests.test_worker import publish_a_header_name_that_is_not_utf8
 
 pytestmark = pytest.mark.integration
 
@@ -181,6 +182,17 @@ def test_a_room_that_was_reset_unnoticed_gets_the_beginning_of_its_history_back(
     post_as_an_earlier_bridge(settings, trades[-5:])
     post_all(settings)
     assert_whole(settings, lines)
+
+
+def test_a_room_in_another_order_is_not_taken_for_one_that_lost_messages(
+    settings: Settings,
+) -> None:
+    """Found by review: so it stands after RabbitMQ has refused a message."""
+    publish(settings, [as_line(FILL | {"fill_id": f"f{n}"}) for n in range(3)])
+    first, second, third = (one for one in all_messages(settings) if one.type == "fill")
+    post_as_an_earlier_bridge(settings, [first, third, second])
+    done = post_all(settings)
+    assert (done["fills"], done["avoided"], done["refilled"]) == (0, 3, 0)
 
 
 def test_a_room_deleted_under_a_running_bridge_is_filled_anew_in_order(
@@ -326,6 +338,13 @@ def test_what_rabbitmq_never_takes_becomes_a_dead_letter(settings: Settings) -> 
     (letter,) = read_dead_letters(cluster_of(settings))
     assert (letter.source, letter.reason) == (f"fills:{fill.partition}:0", "unpublishable")
     assert "account.alice would have" in letter.detail
+
+
+def test_header_names_that_are_not_utf8_stop_no_bridge(settings: Settings) -> None:
+    publish(settings, [as_line(FILL)])
+    publish_a_header_name_that_is_not_utf8(settings)
+    done = post_all(settings)
+    assert (done["records"], done["messages"]) == (4, 2)
 
 
 def test_a_backlog_is_posted_no_faster_than_told(settings: Settings) -> None:

@@ -40,7 +40,8 @@ UNKNOWN: Final = "unknown"
 """The reason of what no worker wrote."""
 
 Reason = Annotated[
-    str | None, typer.Option(help="Only those with this reason: 'invalid' or 'conflict'.")
+    str | None,
+    typer.Option(help="Only those with this reason: 'invalid', 'conflict' or 'unpublishable'."),
 ]
 
 
