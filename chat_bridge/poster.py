@@ -11,7 +11,11 @@ from urllib.parse import unquote, urlsplit
 from aio_pika import DeliveryMode, ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection
 from aio_pika.exceptions import ChannelPreconditionFailed
-from aiormq.exceptions import ChannelNotFoundEntity, ConnectionInternalError
+from aiormq.exceptions import (
+    ChannelAccessRefused,
+    ChannelNotFoundEntity,
+    ConnectionInternalError,
+)
 from pamqp import commands as spec
 
 from chat_bridge.amqp import connect, lost_connections
@@ -112,6 +116,12 @@ class Poster:
                     raise RoomError(
                         name,
                         "an exchange of this name exists, but it is no durable topic exchange.",
+                    ) from error
+                except ChannelAccessRefused as error:
+                    raise RoomError(
+                        name,
+                        f"RabbitMQ does not let the user '{self._user}' of LEDGER_AMQP declare it. "
+                        "The bridge needs a user with all rights, such as the local stack's.",
                     ) from error
             self.publisher = Publisher(
                 await self._channel.get_underlay_channel(), self._settings.topic(EXCHANGE)

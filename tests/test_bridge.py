@@ -19,10 +19,12 @@ import aio_pika
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer, TopicPartition
 
+from chat_bridge.bridge import Bridge
 from chat_bridge.errors import MessageReturned
 from chat_bridge.identity import Identity
 from chat_bridge.messages import Message
 from chat_bridge.poster import Poster
+from chat_bridge.session import Options
 from ledger.events import FILLS
 from ledger.projections.partition import Origin
 from ledger.settings import Settings
@@ -32,6 +34,7 @@ from tests.test_bridge_messages import BUST, FILL, records
 
 pytestmark = pytest.mark.integration
 
+ONCE = Options(once=True)
 FILLS_FILE = next(path for path in BITSTAMP if path.stem == FILLS)
 
 
@@ -49,12 +52,12 @@ def chat_bridge(settings: Settings, *words: str) -> subprocess.CompletedProcess[
     return done
 
 
-def post_all(settings: Settings) -> dict[str, int]:
-    """Run the bridge once, and return what it says that it did."""
-    done = chat_bridge(settings, "run", "--once", "--json")
-    assert done.returncode == 0, done.stderr
-    found: dict[str, int] = json.loads(done.stdout)
-    return found
+def post_all(settings: Settings, options: Options = ONCE) -> dict[str, int]:
+    """Run a bridge once, in this process, and return what it did."""
+    assert settings.kafka is not None
+    assert settings.amqp is not None
+    here = Bridge(settings, settings.kafka, settings.amqp.get_secret_value(), options)
+    return asyncio.run(here.run()).as_json()
 
 
 def bridge(
@@ -130,7 +133,9 @@ def as_line(event: dict[str, Any]) -> bytes:
 def test_a_real_hour_is_in_its_rooms_exactly_once(settings: Settings) -> None:
     publish(settings, lines_of(BITSTAMP))
     lines = list(lines_of([FILLS_FILE]))
-    done = post_all(settings)
+    run = chat_bridge(settings, "run", "--once", "--json")
+    assert run.returncode == 0, run.stderr
+    done = json.loads(run.stdout)
     assert done == dict.fromkeys(done, 0) | {
         "records": 270,
         "trades": 135,

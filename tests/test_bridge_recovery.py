@@ -33,27 +33,19 @@ from ledger.store import MemoryStore
 from tests.support import cluster_of, eventually, lines_of, publish
 from tests.test_bridge import (
     FILLS_FILE,
+    ONCE,
     as_line,
     assert_posted_once,
     bridge,
     expected,
     is_committed,
+    post_all,
     rooms_of,
 )
 from tests.test_bridge_messages import FILL
 from tests.test_worker import publish_a_header_name_that_is_not_utf8
 
 pytestmark = pytest.mark.integration
-
-ONCE = Options(once=True)
-
-
-def post_all(settings: Settings, options: Options = ONCE) -> dict[str, int]:
-    """Run a bridge once, in this process, and return what it did."""
-    assert settings.kafka is not None
-    assert settings.amqp is not None
-    here = Bridge(settings, settings.kafka, settings.amqp.get_secret_value(), options)
-    return asyncio.run(here.run()).as_json()
 
 
 def lines_of_the_hour(count: int = 270) -> list[bytes]:
