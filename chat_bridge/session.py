@@ -492,6 +492,8 @@ class Session:
         identity.remove()
         share.identity = StoredIdentity(number, self._place.partition(number), self._origin)
         share.identity.refill(lost_from, identity)
+        for room in lost_from:
+            share.anchors.pop(room, None)
         self._source.start_at({number: 0})
         self._tally.refilled += len(lost_from)
         return True
@@ -512,17 +514,18 @@ class Session:
             for offset in held.offsets.values()
             if offset < expected.before and not identity.is_skipped(offset)
         ]
-        theirs = {
+        if held.is_cut:
+            lost_from = min(held.offsets.values()) if held.offsets else None
+        else:
+            lost_from = None if span is not None and len(known) == span.count else 0
+        come_by_from = 0 if lost_from is not None else expected.before
+        # What was noted before may be of a room that is no more.
+        self._posted[room] = {
             message_id
             for message_id in self._posted.get(room, ())
             if not message_id.startswith(f"{FILLS}:{number}:")
-        }
-        self._posted[room] = theirs | held.offsets.keys()
-        if not held.is_cut and span is not None and len(known) == span.count:
-            return None
-        if held.is_cut and not held.offsets:
-            return None
-        return min(held.offsets.values()) if held.is_cut else 0
+        } | {one for one, offset in held.offsets.items() if offset >= come_by_from}
+        return lost_from
 
     # -- partitions come and go
 
