@@ -79,14 +79,14 @@ def listed_rooms(settings: Settings, amqp: str, page: str | None) -> list[Listed
     readers: dict[str, list[str]] = {}
     for consumer in consumers or ():
         # Of one that has just ended the page knows no details any more.
-        if consumer["channel_details"]:
-            user = consumer["channel_details"]["user"]
-            readers.setdefault(consumer["queue"]["name"], []).append(user)
+        details = consumer.get("channel_details")
+        if details and "user" in details:
+            readers.setdefault(consumer["queue"]["name"], []).append(details["user"])
     rooms = []
     for queue in queues:
         full = queue["name"]
         name = full.removeprefix(settings.topic_prefix)
-        if queue["type"] == "stream" and settings.topic(name) == full and is_room(name):
+        if queue.get("type") == "stream" and settings.topic(name) == full and is_room(name):
             # A queue that was made just now has no count yet.
             rooms.append(ListedRoom(name, queue.get("messages", 0), tuple(readers.get(full, ()))))
     return sorted(rooms, key=lambda room: (not is_public(room.name), room.name))

@@ -10,14 +10,21 @@ import urllib.request
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from ledger.errors import ConfigurationError, UnreachableError
 from ledger.settings import mask_url
 
 _TIMEOUT_S: Final = 30.0
+_PATIENCE_S: Final = 5.0
 _DEFAULT_PORT: Final = 15672
 _FOR_ADMINISTRATORS: Final = {"users", "permissions", "topic-permissions", "user-limits"}
 # No proxy of the environment is to see the password.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class _Failed(ConfigurationError):  # noqa: N818 - what happened
+    """RabbitMQ failed; release 3.10 does at any list of queues while a stream is being made."""
 
 
 class Management:
@@ -50,7 +57,14 @@ class Management:
             UnreachableError: the page does not answer.
             ConfigurationError: it does not let this user do that.
         """
-        return self._ask("GET", path, query)
+        patiently = Retrying(
+            retry=retry_if_exception_type(_Failed),
+            stop=stop_after_delay(_PATIENCE_S),
+            wait=wait_fixed(0.2),
+            reraise=True,
+        )
+        found: Any = patiently(self._ask, "GET", path, query)
+        return found
 
     def put(self, *path: str, document: dict[str, Any]) -> None:
         """Make what a path names, or change it. Raises as `get` does."""
@@ -88,6 +102,8 @@ class Management:
                     f": the user of LEDGER_AMQP, '{self.user}', has another password, or needs "
                     f"the tag '{tag}'"
                 )
+            if error.code == http.HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise _Failed(f"{refused}; see RabbitMQ's log for why.") from error
             raise ConfigurationError(f"{refused}.") from error
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise UnreachableError(

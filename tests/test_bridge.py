@@ -148,7 +148,9 @@ def test_a_real_hour_is_in_its_rooms_exactly_once(settings: Settings) -> None:
     assert post_all(settings)["messages"] == 0
     assert_posted_once(settings, lines)
 
-    listed = json.loads(chat_bridge(settings, "rooms", "--json").stdout)["rooms"]
+    shown_rooms = chat_bridge(settings, "rooms", "--json")
+    assert shown_rooms.returncode == 0, shown_rooms.stderr
+    listed = json.loads(shown_rooms.stdout)["rooms"]
     counts = {room["room"]: room["messages"] for room in listed}
     wanted = {name: sum(ids.values()) for name, ids in expected(lines, settings).items()}
     assert counts == wanted

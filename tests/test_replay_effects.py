@@ -22,9 +22,11 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit
 
 import psutil
@@ -152,7 +154,7 @@ def members(admin: AdminClient, group: str) -> dict[str, list[tuple[str, int]]]:
 
 def rabbit_picture(settings: Settings) -> Picture:
     """Return users, permissions, exchanges, queues and bindings, and what is in the rooms."""
-    found = management(settings, "definitions")
+    found = eventually(lambda: definitions(settings))
     picture = {
         what: sorted(
             json.dumps(one, sort_keys=True)
@@ -181,6 +183,16 @@ async def rooms_picture(settings: Settings) -> list[str]:
     async with await connect(amqp, settings.topic("test")) as connection:
         newest = await asyncio.gather(*map(Rooms(connection, settings).newest, names))
     return [f"{name}: {entry}" for name, entry in zip(names, newest, strict=True)]
+
+
+def definitions(settings: Settings) -> Any:
+    """Return all that is defined; None where RabbitMQ fails, as while a stream is being made."""
+    try:
+        return management(settings, "definitions")
+    except HTTPError as error:
+        if error.code != HTTPStatus.INTERNAL_SERVER_ERROR:
+            raise
+        return None
 
 
 def management(settings: Settings, path: str, document: Any = None, method: str = "GET") -> Any:
