@@ -1,8 +1,8 @@
 """Publishing with confirms, many messages with one write.
 
 aiormq publishes one message at a time: a lock, a future and a wake-up of the writer for each. Its
-channel is told of many at once here, so that the bridge with all its work is faster than a bare loop
-of that (`bench/rooms.py`); frames, confirms and returns stay the library's.
+channel is told of many at once here, so that the bridge with all its work is faster than a bare
+loop of that (`bench/rooms.py`); frames, confirms and returns stay the library's.
 """
 
 from __future__ import annotations
