@@ -29,14 +29,16 @@ async def connect(url: str, name: str) -> AbstractConnection:
         ConfigurationError: the URL is none.
     """
     try:
-        return await aio_pika.connect(
-            url,
-            timeout=CONNECT_TIMEOUT_S,
-            heartbeat=HEARTBEAT_S,
-            client_properties={"connection_name": name},
-        )
-    except (OSError, TimeoutError, AMQPError) as error:
-        raise UnreachableError("RabbitMQ", mask_url(url), describe(error)) from error
+        with lost_connections():
+            return await aio_pika.connect(
+                url,
+                timeout=CONNECT_TIMEOUT_S,
+                heartbeat=HEARTBEAT_S,
+                client_properties={"connection_name": name},
+            )
+    except ConnectionLost as error:
+        cause = error.__cause__ or error
+        raise UnreachableError("RabbitMQ", mask_url(url), describe(cause)) from error
     except (ValueError, KeyError, AttributeError) as error:
         raise ConfigurationError(
             f"LEDGER_AMQP: '{mask_url(url)}' is no AMQP URL such as amqp://user:password@host/."
@@ -51,6 +53,11 @@ def lost_connections() -> Iterator[None]:
             yield
     except (OSError, TimeoutError, AMQPError, ChannelInvalidStateError) as error:
         raise ConnectionLost("RabbitMQ", describe(error)) from error
+    except Exception as error:
+        # Where it knows no reason, aiormq ends what waits on a connection with this very class.
+        if type(error) is not Exception:
+            raise
+        raise ConnectionLost("RabbitMQ", "the connection was closed") from error
 
 
 def describe(error: BaseException) -> str:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chat_bridge.errors import RoomError
+from chat_bridge.amqp import lost_connections
+from chat_bridge.errors import ConnectionLost, RoomError
 from chat_bridge.history import Entry
 from chat_bridge.identity import Expected, Identity, Span, StoredIdentity
 from chat_bridge.messages import Message
@@ -352,6 +353,14 @@ def test_two_bridges_in_one_state_directory_get_places_of_their_own(tmp_path: Pa
     assert third.directory.name == "0"
     second.release()
     third.release()
+
+
+def test_a_connection_that_ends_without_a_reason_is_lost_and_a_bug_is_a_bug() -> None:
+    """Found by chaos: aiormq raises the class `Exception` itself."""
+    with pytest.raises(ConnectionLost, match="the connection was closed"), lost_connections():
+        raise Exception
+    with pytest.raises(ZeroDivisionError), lost_connections():
+        raise ZeroDivisionError
 
 
 def test_errors_say_which_room() -> None:
