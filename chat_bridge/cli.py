@@ -47,6 +47,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on
 
 def main() -> NoReturn:
     """Run the command line; the exit code is 0, 1 or 2, and never is there a traceback."""
+    # Their own logs only repeat, with tracebacks, what is then said in a sentence.
+    for name in ("aiokafka", "aio_pika", "aiormq", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     console.run(app, "chat-bridge")
 
 
@@ -329,14 +332,9 @@ def _print_json(document: Any, *, indented: bool | None = None) -> None:
 
 
 def _log_to_stderr() -> None:
-    """Log what the bridge says; the clients' own logs only repeat what it then says in a sentence.
-
-    They also print tracebacks, which nobody is to see.
-    """
+    """Log what the bridge says."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     ours = logging.getLogger("chat_bridge")
     ours.setLevel(logging.INFO)
     ours.addHandler(handler)
-    for name in ("aiokafka", "aio_pika", "aiormq", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
