@@ -54,8 +54,9 @@ def lost_connections() -> Iterator[None]:
     except (OSError, TimeoutError, AMQPError, ChannelInvalidStateError) as error:
         raise ConnectionLost("RabbitMQ", describe(error)) from error
     except Exception as error:
-        # Where it knows no reason, aiormq ends what waits on a connection with this very class.
-        if type(error) is not Exception:
+        # aiormq raises these very classes for what waits on a connection that ended without a
+        # reason, and for what is asked of one that has ended.
+        if type(error) not in (Exception, RuntimeError):
             raise
         raise ConnectionLost("RabbitMQ", "the connection was closed") from error
 
