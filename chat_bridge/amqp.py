@@ -38,7 +38,7 @@ async def connect(url: str, name: str) -> AbstractConnection:
             )
     except ConnectionLost as error:
         cause = error.__cause__ or error
-        raise UnreachableError("RabbitMQ", mask_url(url), describe(cause)) from error
+        raise UnreachableError("RabbitMQ", mask_url(url), describe(cause)) from cause
     except (ValueError, KeyError, AttributeError) as error:
         raise ConfigurationError(
             f"LEDGER_AMQP: '{mask_url(url)}' is no AMQP URL such as amqp://user:password@host/."
