@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 import aio_pika
 from aio_pika.abc import AbstractConnection
@@ -17,6 +18,11 @@ from ledger.settings import mask_url
 CONNECT_TIMEOUT_S: Final = 10.0
 HEARTBEAT_S: Final = 15
 """A server that is silent for about twice this is taken for lost."""
+
+
+def user_of(url: str) -> str:
+    """Return the user with which an AMQP URL connects."""
+    return unquote(urlsplit(url).username or "guest")
 
 
 async def connect(url: str, name: str) -> AbstractConnection:

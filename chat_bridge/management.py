@@ -12,6 +12,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from chat_bridge.amqp import user_of
 from ledger.errors import ConfigurationError, UnreachableError
 from ledger.settings import mask_url
 
@@ -43,7 +44,7 @@ class Management:
             page: URL of the management page; without one, the usual port of the same host.
         """
         parts = urlsplit(amqp)
-        self.user = unquote(parts.username or "guest")
+        self.user = user_of(amqp)
         self.vhost = unquote(parts.path.removeprefix("/")) or "/"
         self._page = (page or f"http://{parts.hostname}:{_DEFAULT_PORT}").rstrip("/")
         password = unquote(parts.password or "guest")

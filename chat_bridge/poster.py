@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from aio_pika import DeliveryMode, ExchangeType
 from aio_pika.abc import AbstractChannel, AbstractConnection
@@ -18,7 +17,7 @@ from aiormq.exceptions import (
 )
 from pamqp import commands as spec
 
-from chat_bridge.amqp import connect, lost_connections
+from chat_bridge.amqp import connect, lost_connections, user_of
 from chat_bridge.errors import ConnectionLost, RoomBroken, RoomError
 from chat_bridge.history import Rooms
 from chat_bridge.messages import Message
@@ -84,8 +83,7 @@ class Poster:
             UnreachableError: RabbitMQ does not answer.
             RoomError: one exists as something else.
         """
-        user = unquote(urlsplit(url).username or "guest")
-        poster = cls(await connect(url, settings.topic(APP_ID)), settings, user)
+        poster = cls(await connect(url, settings.topic(APP_ID)), settings, user_of(url))
         try:
             await poster._declare_exchanges()
         except BaseException:

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from heapq import merge
 from typing import Final, TypeVar
@@ -345,10 +345,8 @@ class Session:
 
         async def look_back(number: int, room: str, expected: Expected) -> Finding:
             async with limit:
-                try:
+                with _declared(room):
                     return await self._poster.surveyor.look_back(room, number, expected)
-                except InputError:  # deleted since it was declared
-                    raise ConnectionLost("The room", f"{room} was deleted") from None
 
         tasks = [asyncio.create_task(look_back(*what)) for what in unread]
         try:
@@ -382,10 +380,8 @@ class Session:
             for room in sorted(due):
                 self._poster.forget(room)
                 await self._poster.declare([room])
-                try:
+                with _declared(room):
                     found = await self._look_now(room, self._shares)
-                except InputError:  # deleted since it was declared
-                    raise ConnectionLost("The room", f"{room} was deleted") from None
                 for number, expected in found.items():
                     lacking.setdefault(number, {})[room] = expected
             for number, rooms in lacking.items():
@@ -504,10 +500,8 @@ class Session:
         What it holds is not posted again, and what grew too old is not missing.
         """
         identity = self._shares[number].identity
-        try:
+        with _declared(room):
             held = await self._poster.surveyor.all_of(room, number)
-        except InputError:
-            raise ConnectionLost("The room", f"{room} was deleted") from None
         span = expected.span
         known = [
             offset
@@ -634,6 +628,15 @@ class Session:
                 folded,
                 share.committed - 1,
             )
+
+
+@contextlib.contextmanager
+def _declared(room: str) -> Iterator[None]:
+    """Raise `ConnectionLost` where a room is gone that was declared: it was deleted since."""
+    try:
+        yield
+    except InputError:
+        raise ConnectionLost("The room", f"{room} was deleted") from None
 
 
 async def _in_thread(ask: Callable[[_A], _R], argument: _A) -> _R:

@@ -23,9 +23,8 @@ from aio_pika.exceptions import (
 from aiormq.exceptions import ChannelAccessRefused
 
 from chat_bridge.access import stored_password, url_of
-from chat_bridge.amqp import connect, lost_connections
+from chat_bridge.amqp import connect, lost_connections, user_of
 from chat_bridge.errors import RoomError
-from chat_bridge.management import Management
 from chat_bridge.messages import SAY as SAY_TYPE
 from chat_bridge.names import PUBLIC, SAY, SAY_EXCHANGE, is_public, parse_account, parse_room
 from chat_bridge.text import harmless, is_blank
@@ -100,7 +99,7 @@ def url_of_speaker(settings: Settings, amqp: str, speaker: str) -> str:
         InputError: the user of `amqp` is another one, and no account can have this name.
         ConfigurationError: likewise, and the account was not granted access on this machine.
     """
-    if speaker == Management(amqp, None).user:
+    if speaker == user_of(amqp):
         return amqp
     password = stored_password(settings, parse_account(speaker))
     if password is None:

@@ -72,7 +72,9 @@ def _one(seed: int, shape: Shape, keep: bool) -> Outcome:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--seeds", type=_seeds, default=_seeds("1-20"), help="such as 1-20 or 3,7")
+    parser.add_argument(
+        "--seeds", type=parse_seeds, default=parse_seeds("1-20"), help="such as 1-20 or 3,7"
+    )
     parser.add_argument("--events", type=int, default=Shape.events)
     parser.add_argument("--seconds", type=float, default=Shape.tempo.seconds, help="of mischief")
     parser.add_argument("--workers", type=int, default=Shape.workers)
@@ -82,7 +84,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _seeds(text: str) -> list[int]:
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds that a person named, such as `1-20` or `3,7`."""
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.partition("-")

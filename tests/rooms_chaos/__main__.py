@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from tests.chaos.__main__ import parse_seeds
 from tests.rooms_chaos.mischief import KINDS, ROOM_KINDS
 from tests.rooms_chaos.run import Outcome, Shape, run
 from tests.rooms_chaos.servers import Servers, own_servers
@@ -94,20 +95,14 @@ def _print_table(outcomes: Sequence[Outcome]) -> None:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.rooms_chaos", description=__doc__)
-    parser.add_argument("--seeds", type=_seeds, default=_seeds("1-20"), help="such as 1-20 or 3,7")
+    parser.add_argument(
+        "--seeds", type=parse_seeds, default=parse_seeds("1-20"), help="such as 1-20 or 3,7"
+    )
     parser.add_argument("--fills", type=int, default=Shape.fills, help="records of each seed")
     parser.add_argument("--seconds", type=float, default=Shape.tempo.seconds, help="of mischief")
     parser.add_argument("--delete-rooms", action="store_true", help="delete rooms' queues, too")
     parser.add_argument("--keep", action="store_true", help="keep data and logs of all seeds")
     return parser.parse_args(arguments)
-
-
-def _seeds(text: str) -> list[int]:
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found += range(int(first), int(last or first) + 1)
-    return found
 
 
 if __name__ == "__main__":
