@@ -18,7 +18,6 @@ import msgspec
 from chat_bridge.messages import Message, Subject, of_bust, of_fill
 from ledger.errors import DamagedState, StateError
 from ledger.events import FILLS, RULES_VERSION, AnyEvent, FillBusted, OrderFilled
-from ledger.partitioner import partition_of
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import (
     APPLIED,
@@ -117,7 +116,7 @@ class Identity:
         self.largest_bytes: int | None = None
         self.unpublishable: list[Rejected] = []
         self._store = _WithSpans(store)
-        self._partition = Partition(number, self._store, partition_of, origin)
+        self._partition = Partition(number, self._store, origin)
         self._spans: dict[str, Span] = {}
         self.settled = self.next_offset
         self._touched: set[str] = set()
@@ -259,6 +258,7 @@ class _WithSpans:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.get = store.get
+        self.get_many = store.get_many
         self.scan = store.scan
         self.extra: dict[bytes, bytes] = {}
 

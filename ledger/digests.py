@@ -19,52 +19,40 @@ from typing import Any
 
 import msgspec
 
+from ledger import _fold
+
 GENESIS = bytes(32)
 _ELEMENT_BYTES = 256
-_MODULUS_MASK = (1 << (8 * _ELEMENT_BYTES)) - 1
 
 _sha256 = hashlib.sha256
-_shake = hashlib.shake_128
-_offset_and_length = struct.Struct(">Qi").pack
 _length = struct.Struct(">i").pack
-_NULL = struct.pack(">i", -1)
 
-
-def chain(previous: bytes, offset: int, key: bytes | None, value: bytes | None) -> bytes:
-    """Return the log digest (32 bytes) after one more record."""
-    if key is None:
-        head = _offset_and_length(offset, -1)
-    else:
-        head = _offset_and_length(offset, len(key)) + key
-    tail = _NULL if value is None else _length(len(value)) + value
-    return _sha256(previous + head + tail).digest()
-
-
-def element(key: bytes, value: bytes) -> int:
-    """Return the 2048-bit hash of one stored entry."""
-    data = _length(len(key)) + key + value
-    return int.from_bytes(_shake(data).digest(_ELEMENT_BYTES), "little")
-
-
-def combine(total: int, added: int, removed: int) -> int:
-    """Return the sum of a state's elements after some were added and some removed."""
-    return (total + added - removed) & _MODULUS_MASK
+chain = _fold.chain
+"""The log digest (32 bytes) after one more record: of the digest before it, offset, key, value."""
 
 
 def total_of(entries: Iterable[tuple[bytes, bytes]]) -> int:
     """Return the sum over all stored entries, as a restored state must have it."""
-    total = 0
+    sum_ = _fold.EntrySum()
     for key, value in entries:
-        total += element(key, value)
-    return total & _MODULUS_MASK
+        sum_.add(key, value)
+    return from_bytes(sum_.total)
+
+
+def to_bytes(total: int) -> bytes:
+    """Return a sum of entries as the fold has it."""
+    return total.to_bytes(_ELEMENT_BYTES, "little")
+
+
+def from_bytes(total: bytes) -> int:
+    """Return the sum of entries that the fold has as bytes."""
+    return int.from_bytes(total, "little")
 
 
 def state_digest(header: Mapping[str, Any], total: int) -> str:
     """Return the digest (hex) of one partition's state."""
     text = msgspec.json.encode(header, order="deterministic")
-    return _sha256(
-        b"ledger-state\0" + _length(len(text)) + text + total.to_bytes(_ELEMENT_BYTES, "little")
-    ).hexdigest()
+    return _sha256(b"ledger-state\0" + _length(len(text)) + text + to_bytes(total)).hexdigest()
 
 
 def ledger_digest(partition_digests: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""The posting rules: which debits and credits one event makes (contract, section 3).
+"""Journal entries: the debits and credits that one event makes (contract, section 3).
 
-A journal entry is a list of pairs, each a debit of one account and an equal credit of another in
-one asset. So an entry cannot be unbalanced.
+The posting rules are the fold's (`fold/src/journal.rs`). A journal entry is a list of pairs, each a
+debit of one account and an equal credit of another in one asset. So an entry cannot be unbalanced.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Final
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
-from ledger.amounts import ZERO, multiply
-from ledger.events import Adjusted, Deposited, TransferEvent, Withdrawn, split_instrument
+from ledger import _fold
+from ledger.projections.entries import Fill, Transfer
 
 CLEARING: Final = "@clearing"
 FEES: Final = "@fees"
@@ -27,6 +28,8 @@ amount (at least 0)."""
 
 JournalEntry = list[Pair]
 
+_encode = msgspec.json.Encoder().encode
+
 
 def is_system(account: str) -> bool:
     """Return whether an account is one of the four that close every entry."""
@@ -35,56 +38,25 @@ def is_system(account: str) -> bool:
 
 def notional_of(price: str, quantity: str, quote_quantity: str | UnsetType | None) -> Decimal:
     """Return what a fill moves in quote: what the venue settled, else price x quantity."""
-    if quote_quantity is None or quote_quantity is UNSET:
-        return multiply(Decimal(price), Decimal(quantity))
-    return Decimal(quote_quantity)
+    settled = None if quote_quantity is UNSET else quote_quantity
+    return Decimal(_fold.notional(price, quantity, settled))
 
 
-def fill_entry(
-    account: str,
-    instrument: str,
-    side: str,
-    quantity: Decimal,
-    notional: Decimal,
-    fee: Decimal,
-    fee_asset: str,
-) -> JournalEntry:
-    """Return the entry of one side of a trade. `quantity` is in base, `notional` in quote."""
-    base, quote = split_instrument(instrument)
-    if side == "buy":
-        entry = [
-            (account, CLEARING, quote, notional),
-            (CLEARING, account, base, quantity),
-        ]
-    else:
-        entry = [
-            (CLEARING, account, quote, notional),
-            (account, CLEARING, base, quantity),
-        ]
-    if fee > 0:
-        entry.append((account, FEES, fee_asset, fee))
-    elif fee < 0:
-        entry.append((FEES, account, fee_asset, fee.copy_negate()))
-    return entry
+def fill_entry(account: str, fill: Fill) -> JournalEntry:
+    """Return the entry of one side of a trade."""
+    return _exact(_fold.fill_entry(account, _encode(fill)))
 
 
-def transfer_entry(event: TransferEvent) -> JournalEntry:
+def transfer_entry(account: str, transfer: Transfer) -> JournalEntry:
     """Return the entry of a deposit, a withdrawal or an adjustment."""
-    account, asset, amount = event.account, event.asset, Decimal(event.amount)
-    if type(event) is Deposited:
-        return [(EXTERNAL, account, asset, amount)]
-    if type(event) is Withdrawn:
-        entry = [(account, EXTERNAL, asset, amount)]
-        fee = ZERO if event.fee is UNSET else Decimal(event.fee)
-        if fee > 0:
-            entry.append((account, FEES, asset, fee))
-        return entry
-    assert type(event) is Adjusted
-    if amount > 0:
-        return [(ADJUSTMENTS, account, asset, amount)]
-    return [(account, ADJUSTMENTS, asset, amount.copy_negate())]
+    kind, asset, amount, fee = transfer.type, transfer.asset, transfer.amount, transfer.fee
+    return _exact(_fold.transfer_entry(account, kind, asset, amount, fee))
 
 
 def reversed_entry(entry: JournalEntry) -> JournalEntry:
     """Return the entry with debit and credit exchanged: what a bust posts."""
     return [(credit, debit, asset, amount) for debit, credit, asset, amount in entry]
+
+
+def _exact(postings: list[tuple[str, str, str, str]]) -> JournalEntry:
+    return [(debit, credit, asset, Decimal(amount)) for debit, credit, asset, amount in postings]

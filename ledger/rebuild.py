@@ -15,7 +15,6 @@ from ledger.errors import InputError, StateError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster, KafkaRecord, Slot
 from ledger.objects import StorageError
-from ledger.partitioner import partition_of
 from ledger.positions import LATEST, Limits, clamped, is_time, moment_ms, parse_positions
 from ledger.positions import Watermarks as Watermarks
 from ledger.projections.entries import META_KEY
@@ -265,7 +264,7 @@ class Rebuilder:
         rebuilt.stores[number] = store
         rebuilt.bases[number] = used
         rebuilt.partitions[number] = Partition(
-            number, store, partition_of, self._origin, start=start if base == "empty" else None
+            number, store, self._origin, start=start if base == "empty" else None
         )
 
     def _at_or_below(self, number: int, start: Watermark) -> list[SnapshotFile]:
@@ -356,9 +355,9 @@ def past(rebuilt: Rebuilt, number: int, start: Watermark, base: Base) -> Partiti
     end = rebuilt.partitions[number]
     if number in rebuilt.replaced:
         store: Store = PastStore(rebuilt.stores[number], rebuilt.replaced[number])
-        return Partition(number, store, partition_of, end.origin)
+        return Partition(number, store, end.origin)
     began = start if base == "empty" else None
-    return Partition(number, MemoryStore(), partition_of, end.origin, start=began)
+    return Partition(number, MemoryStore(), end.origin, start=began)
 
 
 def watermarks(offsets: Mapping[Slot, int]) -> Watermarks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,18 @@ class RocksStore:
         except Exception as error:
             raise self._trouble(error) from error
         return value
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, or None.
+
+        Raises:
+            DamagedState: a block that has one is damaged.
+        """
+        try:
+            values: list[bytes | None] = self._db.get(list(keys))
+        except Exception as error:
+            raise self._trouble(error) from error
+        return values
 
     def scan(self, prefix: bytes = b"") -> Generator[tuple[bytes, bytes], None, None]:
         """Yield the entries whose key begins with `prefix`, in key order.

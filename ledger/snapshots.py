@@ -32,10 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ledger import digests
+from ledger._fold import EntrySum
 from ledger.errors import StateError
 from ledger.events import RULES_VERSION
 from ledger.objects import Listed, NotThereError, StorageError, objects_at
-from ledger.partitioner import partition_of
 from ledger.positions import parse_snapshot_name, snapshot_name
 from ledger.projections.entries import META_KEY, split_key
 from ledger.projections.partition import (
@@ -304,7 +304,7 @@ def _metadata(header: Header) -> dict[bytes, bytes]:
 def state_digest_of(header: Header) -> str:
     """Return the state digest (hex) that follows from a header."""
     store = MemoryStore({META_KEY: msgspec.json.encode(header)})
-    return Partition(header.partition, store, partition_of, header.origin).state_digest()
+    return Partition(header.partition, store, header.origin).state_digest()
 
 
 def _checked_header(schema: Any) -> Header:
@@ -330,12 +330,12 @@ def _checked_header(schema: Any) -> Header:
 
 
 def _checked_entries(parquet: Any, header: Header, file: SnapshotFile) -> Entries:
-    total = 0
+    entry_sum = EntrySum()
     with _refusing(file):
         for key, value in _entries(parquet):
-            total += digests.element(key, value)
+            entry_sum.add(key, value)
             yield key, value
-    if f"{digests.combine(total, 0, 0):x}" != header.total:
+    if f"{digests.from_bytes(entry_sum.total):x}" != header.total:
         raise SnapshotError(f"Snapshot {file.path} is damaged: its entries do not add up.")
     yield META_KEY, msgspec.json.encode(header)
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 from ledger import times
 from ledger.amounts import ZERO, add, plain, subtract
 from ledger.events import FILLS, ORDERS, TRANSFERS
-from ledger.journal import JournalEntry, is_system, reversed_entry, transfer_entry
-from ledger.projections.entries import Bust, Fill, Transfer, transfer_event
-from ledger.projections.partition import Partition, entry_of_fill
+from ledger.journal import JournalEntry, fill_entry, is_system, reversed_entry, transfer_entry
+from ledger.projections.entries import Bust, Fill, Transfer
+from ledger.projections.partition import Partition
 
 _TOPIC_ORDER: Final = (TRANSFERS, ORDERS, FILLS)
 
@@ -159,7 +159,7 @@ def _fill_entries(partition: Partition, account: str | None) -> Iterator[Entry]:
             fill, bust = execution.fill, execution.bust
             if fill is None:  # a bust alone posts nothing
                 continue
-            posted = entry_of_fill(order.account, fill)
+            posted = fill_entry(order.account, fill)
             ids = {
                 "account": order.account,
                 "order_id": order.order_id,
@@ -206,7 +206,7 @@ def _reversal(
 
 def _transfer_entries(partition: Partition, account: str) -> Iterator[Entry]:
     for transfer_id, transfer in partition.transfers(account):
-        posted = transfer_entry(transfer_event(transfer, account, transfer_id))
+        posted = transfer_entry(account, transfer)
         yield Entry(
             transfer.occurred_at,
             transfer.type,

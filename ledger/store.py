@@ -7,7 +7,7 @@ entries of an account lie together; see `ledger.projections.entries`.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import merge
 from operator import itemgetter
 from typing import Protocol
@@ -18,6 +18,10 @@ class Store(Protocol):
 
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a key, or None."""
+        ...
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, or None."""
         ...
 
     def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
@@ -39,6 +43,10 @@ class MemoryStore:
     def get(self, key: bytes) -> bytes | None:
         """Return the value of a key, or None."""
         return self._entries.get(key)
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value of each key, or None."""
+        return list(map(self._entries.get, keys))
 
     def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries whose key begins with `prefix`, in key order."""
@@ -84,6 +92,10 @@ class PastStore:
         """Return the value that a key had, or None."""
         value = self._replaced.get(key)
         return self._store.get(key) if value is None else value or None
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return the value that each key had, or None."""
+        return list(map(self.get, keys))
 
     def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Yield the entries that there were whose key begins with `prefix`, in key order."""

@@ -21,7 +21,6 @@ from ledger.errors import LedgerError, MissingRecords, StateError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Cluster
 from ledger.objects import StorageError
-from ledger.partitioner import partition_of
 from ledger.positions import Watermarks
 from ledger.projections.partition import Origin, Partition
 from ledger.rebuild import Base, Rebuilder, Rebuilt, past
@@ -174,7 +173,7 @@ def _opened(job: Job, files: StateFiles) -> Rebuilt:
     rebuilt = Rebuilt()
     for number in sorted(job.span.end):
         store = rebuilt.stores[number] = files.store(number)
-        rebuilt.partitions[number] = Partition(number, store, partition_of, job.origin)
+        rebuilt.partitions[number] = Partition(number, store, job.origin)
         if job.base != "empty" and any(job.span.start[number].values()):
             rebuilt.replaced[number] = files.replaced(number)
     return rebuilt

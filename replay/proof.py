@@ -20,7 +20,6 @@ from ledger import digests
 from ledger.errors import MissingRecords, UnreadableRecords
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Batch, Cluster, KafkaRecord, Slot
-from ledger.partitioner import partition_of
 from ledger.projections.partition import (
     Header,
     Origin,
@@ -283,7 +282,7 @@ class _PartitionProver:
     def _walk(self, walk: Sequence[_Snapshot], anchor: _Snapshot | None) -> None:
         """Fold the topics from one snapshot's watermark to the next, and compare at each."""
         store = self._store_before(walk[0], anchor)
-        partition = Partition(self._number, store, partition_of, self._origin)
+        partition = Partition(self._number, store, self._origin)
         streams = {
             topic: self._stream(topic, start, walk[-1].watermark[topic])
             for topic, start in partition.watermark.items()

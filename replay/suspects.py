@@ -132,7 +132,7 @@ _Stated = tuple[str, str, dict[str, str], Fact | None]
 
 def _facts_of(kind: str, identity: str, account: str, value: bytes) -> Iterator[_Stated]:
     if kind == ORDER_KIND:
-        order = Order.decode(account, identity, value)
+        order = Order(account, identity, value)
         ids = {"order_id": identity}
         yield ORDERS, "order_placed", ids, order.placed
         yield ORDERS, "order_cancelled", ids, order.cancelled

@@ -36,7 +36,6 @@ from ledger.agents.owned import OwnedPartition, open_state
 from ledger.agents.publisher import FencedError, Outgoing
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import BALANCES, DEAD_LETTERS
-from ledger.partitioner import partition_of
 from ledger.projections.accounts import Texts
 from ledger.projections.partition import Origin, Partition, Watermark, dominates
 from ledger.published import LETTERS_ACCOUNT, MARK_KEY, Mark, PublishedPartition, Tail, decode_mark
@@ -130,7 +129,7 @@ class Topics:
 
 def straight_fold(records: list[tuple[str, Record]]) -> tuple[Partition, list[bytes]]:
     """Return the state that records lead to without any trouble, and its dead letters' keys."""
-    partition = Partition(0, MemoryStore(), partition_of, ORIGIN)
+    partition = Partition(0, MemoryStore(), ORIGIN)
     for topic, record in records:
         partition.apply(topic, [record])
     rejected = partition.freeze().rejected

@@ -12,9 +12,10 @@ import pytest
 
 from ledger.codec import DECODERS, encode
 from ledger.errors import InvalidRecord
-from ledger.events import TYPES_OF_TOPIC, Withdrawn, event_type
+from ledger.events import TYPES_OF_TOPIC, event_type
 from ledger.intake import json_schemas, parse
 from ledger.journal import fill_entry, reversed_entry, transfer_entry
+from ledger.projections.entries import Fill, Transfer
 from ledger.times import epoch_ms, instant, rfc3339
 
 ROOT = Path(__file__).parent.parent
@@ -131,10 +132,26 @@ def test_the_schemas_in_docs_are_current() -> None:
     }
 
 
+def fill_of(side: str, fee: str, fee_asset: str) -> Fill:
+    return Fill(
+        offset=0,
+        occurred_at="2026-01-01T00:00:00Z",
+        trade_id="t",
+        instrument="BTC-USD",
+        side="buy" if side == "buy" else "sell",
+        price="10",
+        quantity="2",
+        quote_quantity=None,
+        fee=fee,
+        fee_asset=fee_asset,
+        liquidity="maker",
+    )
+
+
 def test_a_buy_with_a_rebate_posts_what_the_contract_says() -> None:
     """2 BTC at 10, rebate 0.5: the table of contract, section 3, line by line."""
     two, twenty = Decimal(2), Decimal(20)
-    entry = fill_entry("alice", "BTC-USD", "buy", two, twenty, Decimal("-0.5"), "USD")
+    entry = fill_entry("alice", fill_of("buy", "-0.5", "USD"))
     assert entry == [
         ("alice", "@clearing", "USD", twenty),
         ("@clearing", "alice", "BTC", two),
@@ -145,7 +162,7 @@ def test_a_buy_with_a_rebate_posts_what_the_contract_says() -> None:
 
 def test_a_sell_with_a_fee_posts_what_the_contract_says() -> None:
     two, twenty = Decimal(2), Decimal(20)
-    assert fill_entry("bob", "BTC-USD", "sell", two, twenty, Decimal("0.1"), "BNB") == [
+    assert fill_entry("bob", fill_of("sell", "0.1", "BNB")) == [
         ("@clearing", "bob", "USD", twenty),
         ("bob", "@clearing", "BTC", two),
         ("bob", "@fees", "BNB", Decimal("0.1")),
@@ -153,17 +170,8 @@ def test_a_sell_with_a_fee_posts_what_the_contract_says() -> None:
 
 
 def test_a_withdrawal_posts_amount_and_fee() -> None:
-    withdrawn = Withdrawn(
-        version=1,
-        event_id="e",
-        account="alice",
-        occurred_at="2026-01-01T00:00:00Z",
-        transfer_id="t",
-        asset="USD",
-        amount="5",
-        fee="0.25",
-    )
-    assert transfer_entry(withdrawn) == [
+    withdrawn = Transfer(0, "2026-01-01T00:00:00Z", "withdrawn", "USD", "5", "0.25", None)
+    assert transfer_entry("alice", withdrawn) == [
         ("alice", "@external", "USD", Decimal(5)),
         ("alice", "@fees", "USD", Decimal("0.25")),
     ]

@@ -32,7 +32,7 @@ class Record:
 def folded(events: Iterable[dict[str, Any]]) -> list[Partition]:
     """Return the settled partitions of a ledger to which the events were published."""
     origin = Origin(partitions=PARTITIONS)
-    partitions = [Partition(n, MemoryStore(), partition_of, origin) for n in range(PARTITIONS)]
+    partitions = [Partition(n, MemoryStore(), origin) for n in range(PARTITIONS)]
     offsets: dict[tuple[str, int], int] = {}
     for event in events:
         topic = topic_of(event["type"])

@@ -55,7 +55,7 @@ class Record:
 
 
 def open_partition(number: int, store: Store) -> Partition:
-    return Partition(number, store, partition_of, ORIGIN)
+    return Partition(number, store, ORIGIN)
 
 
 def fold(records: Iterable[Placed]) -> dict[int, Partition]:
@@ -356,7 +356,7 @@ def test_an_order_with_more_fills_than_it_holds_itself(
     """3 x INLINE fills, every second one busted, each published twice; the order late or early."""
     number = 3 * INLINE
     origin = Origin(partitions=1)
-    partition = Partition(0, MemoryStore(), lambda _key, _count: 0, origin)
+    partition = Partition(0, MemoryStore(), origin)
     placed = event(
         "order_placed",
         order_id="o",
@@ -395,7 +395,7 @@ def test_an_order_with_more_fills_than_it_holds_itself(
 
 def test_an_order_with_more_amendments_than_it_holds_itself() -> None:
     number = 3 * INLINE
-    partition = Partition(0, MemoryStore(), lambda _key, _count: 0, Origin(partitions=1))
+    partition = Partition(0, MemoryStore(), Origin(partitions=1))
     order = list(range(1, number + 1))
     random.Random(5).shuffle(order)
     amendments = [
@@ -436,7 +436,7 @@ def test_a_rebate_and_a_correction_of_38_digits_are_not_rounded() -> None:
     """Found by the properties: the unary minus rounded to the 28 digits of the thread's context."""
     text = "99999999999999999999.999999999999999999"
     rebate = fill(0).replace(b'"fee": "0"', f'"fee": "-{text}"'.encode())
-    partition = Partition(0, MemoryStore(), lambda _key, _count: 0, Origin(partitions=1))
+    partition = Partition(0, MemoryStore(), Origin(partitions=1))
     partition.apply("fills", [Record(0, b"alice", rebate)])
     correction = event("adjusted", transfer_id="x", asset="A", amount=f"-{text}", reason="r")
     partition.apply("transfers", [Record(0, b"alice", correction)])
@@ -449,7 +449,7 @@ def test_a_rebate_and_a_correction_of_38_digits_are_not_rounded() -> None:
 
 def test_huge_and_tiny_amounts_are_exact() -> None:
     huge, tiny = "99999999999999999999.999999999999999999", "0.000000000000000001"
-    partition = Partition(0, MemoryStore(), lambda _key, _count: 0, Origin(partitions=1))
+    partition = Partition(0, MemoryStore(), Origin(partitions=1))
     values = [
         event(
             "order_filled",

@@ -492,10 +492,7 @@ def _disagreements(
 
 def _folded(log: Sequence[Placed]) -> tuple[dict[int, Partition], list[str]]:
     """Return the states that the records lead to, and each record's verdict."""
-    partitions = {
-        number: Partition(number, MemoryStore(), partition_of, ORIGIN)
-        for number in range(PARTITIONS)
-    }
+    partitions = {number: Partition(number, MemoryStore(), ORIGIN) for number in range(PARTITIONS)}
     verdicts: list[str] = []
     for placed in log:
         partitions[placed.partition].apply(

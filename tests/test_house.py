@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
@@ -28,7 +29,10 @@ PURE = [
     "chat_bridge/names.py",
     "chat_bridge/text.py",
 ]
-PURE_MODULES = {path.removesuffix(".py").replace("/", ".") for path in PURE} | {"ledger.errors"}
+PURE_MODULES = {path.removesuffix(".py").replace("/", ".") for path in PURE} | {
+    "ledger.errors",
+    "ledger._fold",  # see test_the_compiled_fold_has_no_clock_disk_or_chance
+}
 STANDARD = {
     "__future__",
     "bisect",
@@ -39,6 +43,7 @@ STANDARD = {
     "functools",
     "hashlib",
     "heapq",
+    "itertools",
     "json",
     "operator",
     "re",
@@ -78,6 +83,16 @@ def test_the_pure_core_has_no_clock_disk_or_chance(path: str) -> None:
         if isinstance(node, ast.Call):
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             assert name not in IMPURE_CALLS, f"{path}:{node.lineno} calls {name}"
+
+
+def test_the_compiled_fold_has_no_clock_disk_or_chance() -> None:
+    sources = list((ROOT / "fold/src").glob("*.rs"))
+    assert sources
+    for path in sources:
+        found = re.findall(
+            r"std::(?:env|fs|io|net|process|thread|time)|println|rand::", path.read_text()
+        )
+        assert not found, f"{path} uses {found}"
 
 
 def test_the_reference_shares_no_code_with_the_ledger() -> None:

@@ -99,7 +99,7 @@ class Fold:
     """The real fold, one record at a time."""
 
     def __init__(self) -> None:
-        self.partition = Partition(0, MemoryStore(), lambda key, n: 0, Origin(partitions=1))
+        self.partition = Partition(0, MemoryStore(), Origin(partitions=1))
         self._totals: dict[str, dict[str, tuple[str, str, str]]] = {}
 
     def apply(self, event: AnyEvent) -> None:

@@ -20,7 +20,6 @@ from ledger import digests
 from ledger.errors import MissingRecords, UnreadableRecords
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import Batch, KafkaRecord, Slot
-from ledger.partitioner import partition_of
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import APPLIED, Header, Origin, Partition, Watermark
 from ledger.rebuild import Rebuilder, Stores
@@ -93,7 +92,7 @@ class Log:
                 applied[topic].add(record.offset)
 
         store = MemoryStore()
-        partition = Partition(0, store, partition_of, ORIGIN)
+        partition = Partition(0, store, ORIGIN)
         for topic, offset in watermark.items():
             before = [r for r in self.records[topic] if r.offset < offset]
             partition.apply(topic, before, offset, observe)

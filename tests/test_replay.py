@@ -201,7 +201,7 @@ def state_of(rows: dict[str, Texts], watermark: dict[str, int]) -> Partition:
     )
     entries = {balances_key(account).encode(): encode(texts) for account, texts in rows.items()}
     store = MemoryStore({META_KEY: msgspec.json.encode(header), **entries})
-    return Partition(0, store, partition_of, ORIGIN)
+    return Partition(0, store, ORIGIN)
 
 
 def replay_of(rows: dict[str, Texts]) -> PartitionReplay:

@@ -30,7 +30,6 @@ from ledger import snapshots as module
 from ledger.agents.owned import open_state
 from ledger.errors import ConfigurationError, StateError, TopicError
 from ledger.objects import Bucket, Directory, StorageError, objects_at
-from ledger.partitioner import partition_of
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import Origin, Partition, Record
 from ledger.rocks import RocksStore
@@ -77,7 +76,7 @@ class State:
 
     def __init__(self, origin: Origin = ORIGIN) -> None:
         self.store = MemoryStore()
-        self.partition = Partition(0, self.store, partition_of, origin)
+        self.partition = Partition(0, self.store, origin)
 
     def to(self, records: int) -> State:
         """Go on to so many records."""
@@ -274,7 +273,7 @@ def test_a_snapshot_gives_the_state_back(snapshots: Snapshots, place: Path | str
     header, store = snapshots.read(file, ORIGIN)
     assert header == state.partition.header()
     assert contents(store) == contents(state.store)
-    again = Partition(0, store, partition_of, ORIGIN)
+    again = Partition(0, store, ORIGIN)
     assert again.state_digest() == state.partition.state_digest()
     later = state.to(130).write(snapshots)
     assert snapshots.of_partition(0) == [later, file]

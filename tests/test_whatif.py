@@ -19,7 +19,6 @@ from ledger.codec import DECODERS
 from ledger.errors import InputError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import KafkaRecord
-from ledger.partitioner import partition_of
 from ledger.projections.partition import Origin, Partition
 from ledger.store import MemoryStore
 from replay.whatif import FeeEntry, FeeSchedule, WhatIf, load_fees
@@ -129,10 +128,7 @@ def rewrite(what_if: WhatIf, log: Iterable[Placed]) -> list[Placed]:
 
 
 def fold(log: Iterable[Placed]) -> dict[int, Partition]:
-    partitions = {
-        number: Partition(number, MemoryStore(), partition_of, ORIGIN)
-        for number in range(PARTITIONS)
-    }
+    partitions = {number: Partition(number, MemoryStore(), ORIGIN) for number in range(PARTITIONS)}
     for placed in log:
         record = KafkaRecord(placed.offset, placed.key, placed.value)
         partitions[placed.partition].apply(placed.topic, [record])
@@ -382,7 +378,7 @@ def test_a_bust_undoes_the_new_fee(bust_first: bool) -> None:
     events = [fill(), bust()]
     records = records_of(*(reversed(events) if bust_first else events))
     what_if = WhatIf(schedule({"maker": "0", "taker": "0.01"}))
-    partition = Partition(0, MemoryStore(), lambda key, partitions: 0, ORIGIN)
+    partition = Partition(0, MemoryStore(), Origin(partitions=1))
     partition.apply("fills", what_if.rewrite("fills", 0, records))
     partition.freeze()
     partition.settle()
@@ -454,7 +450,7 @@ def test_what_is_written_as_a_position_is_no_event_id() -> None:
 
 def test_a_duplicate_stands_where_the_first_record_is_left_out() -> None:
     records = records_of(deposit("alice", "e"), deposit("alice", "e"))
-    partition = Partition(0, MemoryStore(), lambda key, partitions: 0, ORIGIN)
+    partition = Partition(0, MemoryStore(), Origin(partitions=1))
     what_if = WhatIf(without_events=frozenset({"transfers:0:0"}))
     partition.apply("transfers", what_if.rewrite("transfers", 0, records))
     assert partition.counts["transfers"] == {

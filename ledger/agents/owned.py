@@ -37,7 +37,6 @@ from ledger.events import RULES_VERSION
 from ledger.kafka import BALANCES, DEAD_LETTERS, Cluster
 from ledger.letters import DeadLetter, dead_letter
 from ledger.objects import StorageError
-from ledger.partitioner import partition_of
 from ledger.projections.accounts import Texts
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import (
@@ -97,7 +96,7 @@ def open_state(
     local = 0
     try:
         store = RocksStore(path)
-        local = sum(Partition(number, store, partition_of, origin).watermark.values())
+        local = sum(Partition(number, store, origin).watermark.values())
     except (DamagedState, RefusedState) as error:
         if store is not None:
             store.close()
@@ -131,7 +130,7 @@ def open_state(
         break
     if store is None:
         store = RocksStore(path)
-    return store, Partition(number, store, partition_of, origin)
+    return store, Partition(number, store, origin)
 
 
 def _listed(snapshots: Snapshots, number: int) -> list[SnapshotFile]:

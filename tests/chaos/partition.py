@@ -21,7 +21,6 @@ from ledger import digests
 from ledger.errors import LedgerError
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import BALANCES, KafkaRecord
-from ledger.partitioner import partition_of
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import Header, Origin, Partition, Watermark
 from ledger.published import MARK_KEY, Mark
@@ -180,7 +179,7 @@ class _Prover:
                 continue  # opened by a worker that lost the partition before its first flush
             self.proof.stores += 1
             memory = MemoryStore(entries)
-            partition = Partition(self.number, memory, partition_of, self.origin)
+            partition = Partition(self.number, memory, self.origin)
             header = partition.header()
             del entries[META_KEY]
             if f"{digests.total_of(entries.items()):x}" != header.total:
@@ -191,7 +190,7 @@ class _Prover:
             self.differs("no worker's store reaches the end of the topics")
 
     def _checkpoint(self, name: str, header: Header, store: MemoryStore) -> _Checkpoint:
-        partition = Partition(self.number, store, partition_of, self.origin)
+        partition = Partition(self.number, store, self.origin)
         balances = {
             account: {asset: _exact(*texts) for asset, texts in rows.items()}
             for account, rows in partition.balances()
@@ -287,7 +286,7 @@ class _Folding:
     """One partition's folds, the real one and the naive one, moved on together."""
 
     def __init__(self, number: int, origin: Origin, records: Records) -> None:
-        self.folded = Partition(number, MemoryStore(), partition_of, origin)
+        self.folded = Partition(number, MemoryStore(), origin)
         self._naive = NaivePartition(number, origin.partitions)
         self._records = records
         self._next = dict.fromkeys(INPUT_TOPICS, 0)

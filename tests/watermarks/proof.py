@@ -18,7 +18,6 @@ from unittest.mock import patch
 
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import KafkaRecord, Slot
-from ledger.partitioner import partition_of
 from ledger.positions import format_positions
 from ledger.projections import orders
 from ledger.projections import partition as partition_module
@@ -252,7 +251,7 @@ class _Fold:
     """The ledger's own fold of one partition, in chunks, frozen and settled after each."""
 
     def __init__(self, seed: int, number: int, origin: Origin, chunk: int) -> None:
-        self.partition = Partition(number, MemoryStore(), partition_of, origin)
+        self.partition = Partition(number, MemoryStore(), origin)
         self._chunk = chunk
         self._rng = random.Random(f"{seed}: chunks of {chunk} of partition {number}")
 

@@ -1,0 +1,93 @@
+//! One account: what the ledger owes it, asset by asset.
+
+use crate::amount::{Amount, ZERO};
+use crate::digest::Sum;
+use crate::json::{write_string, Damaged, Reader};
+
+/// The totals of one asset. Debits and credits only grow; the hold follows the open orders.
+pub struct Row {
+    asset: Box<str>,
+    pub debits: Amount,
+    pub credits: Amount,
+    pub hold: Amount,
+}
+
+/// `element` is that of the stored entry, if there is one.
+#[derive(Default)]
+pub struct Account {
+    rows: Vec<Row>,
+    pub element: Option<Box<Sum>>,
+    pub dirty: bool,
+}
+
+impl Account {
+    pub fn decode(value: &[u8]) -> Result<Account, Damaged> {
+        let mut account = Account::default();
+        let mut reader = Reader::new(value);
+        reader.expect(b'{')?;
+        while !reader.take(b'}') {
+            let asset = reader.string()?.into();
+            reader.expect(b':')?;
+            let mut amounts = [ZERO; 3];
+            for (place, amount) in amounts.iter_mut().enumerate() {
+                reader.expect(if place == 0 { b'[' } else { b',' })?;
+                *amount = Amount::parse(&reader.string()?).ok_or(Damaged)?;
+            }
+            reader.expect(b']')?;
+            reader.take(b',');
+            let [debits, credits, hold] = amounts;
+            account.rows.push(Row {
+                asset,
+                debits,
+                credits,
+                hold,
+            });
+        }
+        reader.end()?;
+        Ok(account)
+    }
+
+    /// Returns the totals of an asset, to be changed in place.
+    pub fn row(&mut self, asset: &str) -> &mut Row {
+        let found = self.rows.binary_search_by(|row| (*row.asset).cmp(asset));
+        let place = found.unwrap_or_else(|place| {
+            let row = Row {
+                asset: asset.into(),
+                debits: ZERO,
+                credits: ZERO,
+                hold: ZERO,
+            };
+            self.rows.insert(place, row);
+            place
+        });
+        &mut self.rows[place]
+    }
+
+    /// Returns the stored entry, or None where every total is zero: then there is no entry.
+    pub fn encode(&self) -> Option<Vec<u8>> {
+        let mut out = vec![b'{'];
+        for row in &self.rows {
+            let totals = [&row.debits, &row.credits, &row.hold];
+            if totals.iter().all(|total| total.is_zero()) {
+                continue;
+            }
+            if out.len() > 1 {
+                out.push(b',');
+            }
+            write_string(&row.asset, &mut out);
+            out.extend_from_slice(b":[\"");
+            for (place, total) in totals.iter().enumerate() {
+                if place > 0 {
+                    out.extend_from_slice(b"\",\"");
+                }
+                total.write(&mut out);
+            }
+            out.extend_from_slice(b"\"]");
+        }
+        if out.len() == 1 {
+            return None;
+        }
+        out.push(b'}');
+        Some(out)
+    }
+}

@@ -1,0 +1,89 @@
+//! Digests: the chain over a log, and the sum over a state's entries (`ledger/digests.py`).
+
+use sha2::{Digest, Sha256};
+use sha3::digest::{ExtendableOutput, Update, XofReader};
+use sha3::Shake128;
+
+pub type Chain = [u8; 32];
+
+const WORDS: usize = 32;
+
+/// Returns the log digest after one more record.
+pub fn chain(previous: &[u8], offset: u64, key: Option<&[u8]>, value: Option<&[u8]>) -> Chain {
+    let mut hash = Sha256::new();
+    Digest::update(&mut hash, previous);
+    Digest::update(&mut hash, offset.to_be_bytes());
+    for part in [key, value] {
+        match part {
+            None => Digest::update(&mut hash, (-1i32).to_be_bytes()),
+            Some(bytes) => {
+                Digest::update(&mut hash, length(bytes));
+                Digest::update(&mut hash, bytes);
+            }
+        }
+    }
+    hash.finalize().into()
+}
+
+fn length(bytes: &[u8]) -> [u8; 4] {
+    i32::try_from(bytes.len())
+        .expect("Kafka's own limit")
+        .to_be_bytes()
+}
+
+/// A number modulo 2^2048: the hash of one stored entry, or the sum of many.
+#[derive(Clone, Copy)]
+pub struct Sum([u64; WORDS]);
+
+impl Sum {
+    pub const ZERO: Sum = Sum([0; WORDS]);
+
+    pub fn of_entry(key: &[u8], value: &[u8]) -> Sum {
+        let mut hash = Shake128::default();
+        hash.update(&length(key));
+        hash.update(key);
+        hash.update(value);
+        let mut bytes = [0u8; WORDS * 8];
+        hash.finalize_xof().read(&mut bytes);
+        Sum::of_bytes(&bytes)
+    }
+
+    fn of_bytes(bytes: &[u8; WORDS * 8]) -> Sum {
+        let mut words = [0; WORDS];
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+            *word = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
+        }
+        Sum(words)
+    }
+
+    pub fn add(&mut self, other: &Sum) {
+        let mut carry = false;
+        for (word, more) in self.0.iter_mut().zip(&other.0) {
+            let (sum, first) = word.overflowing_add(*more);
+            let (sum, second) = sum.overflowing_add(u64::from(carry));
+            (*word, carry) = (sum, first | second);
+        }
+    }
+
+    pub fn subtract(&mut self, other: &Sum) {
+        let mut borrow = false;
+        for (word, less) in self.0.iter_mut().zip(&other.0) {
+            let (rest, first) = word.overflowing_sub(*less);
+            let (rest, second) = rest.overflowing_sub(u64::from(borrow));
+            (*word, borrow) = (rest, first | second);
+        }
+    }
+
+    /// Returns the number in little-endian bytes.
+    pub fn to_bytes(self) -> [u8; WORDS * 8] {
+        let mut bytes = [0; WORDS * 8];
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(self.0) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        bytes
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Option<Sum> {
+        Some(Sum::of_bytes(bytes.try_into().ok()?))
+    }
+}

@@ -1,0 +1,190 @@
+//! Facts: what a record stated, as state keeps it (`ledger/projections/entries.py`).
+//!
+//! In memory a fact is its stored form: a JSON array of the record's offset, the venue's time and the
+//! texts of the event. Few facts are ever looked into again.
+
+use crate::amount::Amount;
+use crate::event::{Busted, Filled, Placed, Terms, Transfer};
+use crate::json::{write_integer, write_optional, write_string, Damaged, Reader};
+use std::borrow::Cow;
+
+pub type Fact = Box<[u8]>;
+
+#[derive(Clone, Copy)]
+enum Part<'a> {
+    Text(&'a str),
+    Optional(Option<&'a str>),
+}
+
+use Part::{Optional, Text};
+
+fn fact(offset: u64, occurred_at: &str, parts: &[Part]) -> Fact {
+    let mut out = Vec::with_capacity(160);
+    out.push(b'[');
+    write_integer(offset, &mut out);
+    out.push(b',');
+    write_string(occurred_at, &mut out);
+    for part in parts {
+        out.push(b',');
+        match part {
+            Text(text) => write_string(text, &mut out),
+            Optional(text) => write_optional(*text, &mut out),
+        }
+    }
+    out.push(b']');
+    out.into_boxed_slice()
+}
+
+pub fn placed(offset: u64, occurred_at: &str, event: &Placed) -> Fact {
+    fact(
+        offset,
+        occurred_at,
+        &[
+            Text(event.instrument),
+            Text(event.side),
+            Text(event.order_type),
+            Optional(event.terms.quantity),
+            Optional(event.terms.limit_price),
+            Optional(event.terms.reserve),
+        ],
+    )
+}
+
+pub fn amended(offset: u64, occurred_at: &str, terms: &Terms) -> Fact {
+    fact(
+        offset,
+        occurred_at,
+        &[
+            Optional(terms.quantity),
+            Optional(terms.limit_price),
+            Optional(terms.reserve),
+        ],
+    )
+}
+
+pub fn closed(offset: u64, occurred_at: &str, reason: &str, instrument: Option<&str>) -> Fact {
+    fact(offset, occurred_at, &[Text(reason), Optional(instrument)])
+}
+
+pub fn filled(offset: u64, occurred_at: &str, event: &Filled) -> Fact {
+    fact(
+        offset,
+        occurred_at,
+        &[
+            Text(event.trade_id),
+            Text(event.instrument),
+            Text(event.side),
+            Text(event.price),
+            Text(event.quantity),
+            Optional(event.quote_quantity),
+            Text(event.fee),
+            Text(event.fee_asset),
+            Text(event.liquidity),
+        ],
+    )
+}
+
+pub fn busted(offset: u64, occurred_at: &str, event: &Busted) -> Fact {
+    fact(
+        offset,
+        occurred_at,
+        &[
+            Text(event.trade_id),
+            Text(event.instrument),
+            Text(event.reason),
+        ],
+    )
+}
+
+pub fn transfer(offset: u64, occurred_at: &str, event: &Transfer) -> Fact {
+    fact(
+        offset,
+        occurred_at,
+        &[
+            Text(event.kind),
+            Text(event.asset),
+            Text(event.amount),
+            Optional(event.fee),
+            Optional(event.reason),
+        ],
+    )
+}
+
+/// Which facts are compared, and so which of their texts are amounts (places after the time).
+#[derive(Clone, Copy)]
+pub enum Shape {
+    Placed,
+    Amended,
+    Closed,
+    Fill,
+    Bust,
+    Transfer,
+}
+
+impl Shape {
+    fn amounts(self) -> &'static [usize] {
+        match self {
+            Shape::Placed => &[3, 4, 5],
+            Shape::Amended => &[0, 1, 2],
+            Shape::Closed | Shape::Bust => &[],
+            Shape::Fill => &[3, 4, 5, 6],
+            Shape::Transfer => &[2, 3],
+        }
+    }
+
+    /// Returns the place of the fee, of which none is the same as 0.
+    fn fee(self) -> Option<usize> {
+        match self {
+            Shape::Fill => Some(6),
+            Shape::Transfer => Some(3),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the offset of the record that stated a fact.
+pub fn offset(fact: &[u8]) -> Result<i64, Damaged> {
+    let mut reader = Reader::new(fact);
+    reader.expect(b'[')?;
+    reader.integer()
+}
+
+/// Returns whether two facts of one identity say the same (contract, section 4).
+///
+/// Offsets and times do not count; amounts are compared by value.
+pub fn same_content(shape: Shape, stored: &[u8], other: &[u8]) -> Result<bool, Damaged> {
+    Ok(content(shape, stored)? == content(shape, other)?)
+}
+
+fn content(shape: Shape, fact: &[u8]) -> Result<Vec<Option<String>>, Damaged> {
+    let mut found = texts(fact)?;
+    let amounts = shape.amounts();
+    let fee = shape.fee();
+    found
+        .drain(..)
+        .enumerate()
+        .map(|(place, text)| match text {
+            Some(text) if amounts.contains(&place) => Amount::parse(&text)
+                .map(|amount| Some(amount.plain()))
+                .ok_or(Damaged),
+            None if fee == Some(place) => Ok(Some("0".to_owned())),
+            text => Ok(text.map(Cow::into_owned)),
+        })
+        .collect()
+}
+
+/// Returns the texts of a fact after its time.
+pub fn texts(fact: &[u8]) -> Result<Vec<Option<Cow<'_, str>>>, Damaged> {
+    let mut reader = Reader::new(fact);
+    reader.expect(b'[')?;
+    reader.integer()?;
+    reader.expect(b',')?;
+    reader.string()?;
+    let mut found = Vec::with_capacity(9);
+    while reader.take(b',') {
+        found.push(reader.optional_string()?);
+    }
+    reader.expect(b']')?;
+    reader.end()?;
+    Ok(found)
+}

@@ -1,0 +1,160 @@
+//! The posting rules: which debits and credits one event makes (contract, section 3).
+//!
+//! A journal entry is a list of pairs, each a debit of one account and an equal credit of another in
+//! one asset. So an entry cannot be unbalanced.
+
+use crate::amount::{Amount, ZERO};
+use crate::event::{amount, Filled, Transfer};
+use crate::fact;
+use crate::json::Damaged;
+use arrayvec::ArrayVec;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+pub const CLEARING: &str = "@clearing";
+pub const FEES: &str = "@fees";
+pub const EXTERNAL: &str = "@external";
+pub const ADJUSTMENTS: &str = "@adjustments";
+
+/// A debit posting and the credit posting that closes it; the amount is at least 0.
+pub struct Pair<'a> {
+    pub debit: &'a str,
+    pub credit: &'a str,
+    pub asset: &'a str,
+    pub amount: Amount,
+}
+
+pub type Entry<'a> = ArrayVec<Pair<'a>, 3>;
+
+fn pair<'a>(debit: &'a str, credit: &'a str, asset: &'a str, amount: Amount) -> Pair<'a> {
+    Pair {
+        debit,
+        credit,
+        asset,
+        amount,
+    }
+}
+
+/// Returns base and quote asset.
+pub fn split_instrument(instrument: &str) -> (&str, &str) {
+    instrument.split_once('-').unwrap_or((instrument, ""))
+}
+
+/// Returns what a fill moves in quote: what the venue settled, else price x quantity.
+pub fn notional(price: &str, quantity: &str, quote_quantity: Option<&str>) -> Amount {
+    match quote_quantity {
+        Some(settled) => amount(settled),
+        None => amount(price).multiply(&amount(quantity)),
+    }
+}
+
+/// What one side of a trade moved.
+pub struct Trade<'a> {
+    pub instrument: &'a str,
+    pub side: &'a str,
+    pub quantity: Amount,
+    pub notional: Amount,
+    pub fee: Amount,
+    pub fee_asset: &'a str,
+}
+
+impl<'a> Trade<'a> {
+    pub fn of_event(event: &Filled<'a>) -> Trade<'a> {
+        Trade {
+            instrument: event.instrument,
+            side: event.side,
+            quantity: amount(event.quantity),
+            notional: notional(event.price, event.quantity, event.quote_quantity),
+            fee: amount(event.fee),
+            fee_asset: event.fee_asset,
+        }
+    }
+
+    /// Returns what a stored fill moved; `texts` are those of its fact.
+    pub fn of_texts(texts: &'a [Option<Cow<'a, str>>]) -> Result<Trade<'a>, Damaged> {
+        let text = |place: usize| texts.get(place).and_then(|text| text.as_deref());
+        let stated = |place: usize| text(place).and_then(Amount::parse).ok_or(Damaged);
+        let (price, quantity) = (stated(3)?, stated(4)?);
+        let notional = match text(5) {
+            Some(settled) => Amount::parse(settled).ok_or(Damaged)?,
+            None => price.multiply(&quantity),
+        };
+        Ok(Trade {
+            instrument: text(1).ok_or(Damaged)?,
+            side: text(2).ok_or(Damaged)?,
+            quantity,
+            notional,
+            fee: stated(6)?,
+            fee_asset: text(7).ok_or(Damaged)?,
+        })
+    }
+
+    /// Returns the entry of this side of a trade.
+    pub fn entry(&self, account: &'a str) -> Entry<'a> {
+        let (base, quote) = split_instrument(self.instrument);
+        let (quantity, notional) = (self.quantity.clone(), self.notional.clone());
+        let mut entry = Entry::new();
+        if self.side == "buy" {
+            entry.push(pair(account, CLEARING, quote, notional));
+            entry.push(pair(CLEARING, account, base, quantity));
+        } else {
+            entry.push(pair(CLEARING, account, quote, notional));
+            entry.push(pair(account, CLEARING, base, quantity));
+        }
+        match self.fee.sign() {
+            Ordering::Greater => entry.push(pair(account, FEES, self.fee_asset, self.fee.clone())),
+            Ordering::Less => entry.push(pair(FEES, account, self.fee_asset, self.fee.negated())),
+            Ordering::Equal => {}
+        }
+        entry
+    }
+
+    /// Returns what it took of its order's hold asset, a fee in that asset included.
+    pub fn taken(&self) -> Amount {
+        let (base, quote) = split_instrument(self.instrument);
+        let (asset, amount) = if self.side == "buy" {
+            (quote, &self.notional)
+        } else {
+            (base, &self.quantity)
+        };
+        if self.fee_asset == asset {
+            amount.add(&self.fee)
+        } else {
+            amount.clone()
+        }
+    }
+}
+
+/// Calls `use_it` with what a stored fill moved.
+pub fn with_stored<T>(fill: &[u8], use_it: impl FnOnce(&Trade) -> T) -> Result<T, Damaged> {
+    let texts = fact::texts(fill)?;
+    Ok(use_it(&Trade::of_texts(&texts)?))
+}
+
+/// Returns the entry of a deposit, a withdrawal or an adjustment.
+pub fn transfer_entry<'a>(account: &'a str, event: &Transfer<'a>) -> Entry<'a> {
+    let moved = amount(event.amount);
+    let mut entry = Entry::new();
+    match event.kind {
+        "deposited" => entry.push(pair(EXTERNAL, account, event.asset, moved)),
+        "withdrawn" => {
+            entry.push(pair(account, EXTERNAL, event.asset, moved));
+            let fee = event.fee.map_or(ZERO, amount);
+            if !fee.is_zero() {
+                entry.push(pair(account, FEES, event.asset, fee));
+            }
+        }
+        _ if moved.sign() == Ordering::Greater => {
+            entry.push(pair(ADJUSTMENTS, account, event.asset, moved));
+        }
+        _ => entry.push(pair(account, ADJUSTMENTS, event.asset, moved.negated())),
+    }
+    entry
+}
+
+/// Exchanges debit and credit: what a bust posts.
+pub fn reverse(entry: &mut Entry) {
+    for pair in entry {
+        std::mem::swap(&mut pair.debit, &mut pair.credit);
+    }
+}

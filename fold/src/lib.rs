@@ -1,0 +1,412 @@
+//! What Python sees of the fold: the module `ledger._fold`.
+
+mod account;
+mod amount;
+mod digest;
+mod event;
+mod fact;
+mod fold;
+mod journal;
+mod json;
+mod keys;
+mod order;
+
+use digest::Sum;
+use event::{Fields, Name};
+use fold::{Content, OrderView, Record, Shelf, Trouble};
+use journal::Entry;
+use pyo3::exceptions::{PyAssertionError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use typed_arena::Arena;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A Python store, and what judges a record that is not certain to be valid.
+struct PyShelf<'a> {
+    store: &'a Py<PyAny>,
+}
+
+impl Shelf for PyShelf<'_> {
+    type Error = PyErr;
+
+    fn get(&self, key: &[u8]) -> PyResult<Option<Vec<u8>>> {
+        Python::attach(|py| {
+            let found = self
+                .store
+                .bind(py)
+                .call_method1("get", (PyBytes::new(py, key),))?;
+            found.extract()
+        })
+    }
+
+    fn get_many(&self, keys: &[Vec<u8>]) -> PyResult<Vec<Option<Vec<u8>>>> {
+        Python::attach(|py| {
+            let keys = PyList::new(py, keys.iter().map(|key| PyBytes::new(py, key)))?;
+            let found = self.store.bind(py).call_method1("get_many", (keys,))?;
+            let found = found.cast::<PyList>()?;
+            let mut values = Vec::with_capacity(found.len());
+            for value in found.iter() {
+                values.push(if value.is_none() {
+                    None
+                } else {
+                    Some(value.cast::<PyBytes>()?.as_bytes().to_vec())
+                });
+            }
+            Ok(values)
+        })
+    }
+
+    fn scan(&self, prefix: &[u8]) -> PyResult<Vec<(Vec<u8>, Vec<u8>)>> {
+        Python::attach(|py| {
+            let entries = self
+                .store
+                .bind(py)
+                .call_method1("scan", (PyBytes::new(py, prefix),))?;
+            entries.try_iter()?.map(|entry| entry?.extract()).collect()
+        })
+    }
+}
+
+fn raised(trouble: Trouble<PyErr>) -> PyErr {
+    match trouble {
+        Trouble::Store(error) => error,
+        Trouble::Damaged(key) => damaged(&key),
+    }
+}
+
+fn damaged(what: &[u8]) -> PyErr {
+    let what = String::from_utf8_lossy(what).replace('\0', " ");
+    let error = Python::attach(|py| -> PyResult<PyErr> {
+        let class = py.import("ledger.errors")?.getattr("DamagedState")?;
+        let sentence = format!("A stored entry cannot be read: {what}.");
+        Ok(PyErr::from_value(class.call1((sentence,))?))
+    });
+    error.unwrap_or_else(|error| error)
+}
+
+/// The entries of one partition's state that are in memory; see `ledger.projections.partition`.
+#[pyclass]
+struct Fold {
+    fold: fold::Fold,
+    store: Py<PyAny>,
+    judge: Py<PyAny>,
+}
+
+#[pymethods]
+impl Fold {
+    #[new]
+    fn new(
+        number: u32,
+        partitions: u32,
+        total: &[u8],
+        cached_entries: usize,
+        store: Py<PyAny>,
+        judge: Py<PyAny>,
+    ) -> PyResult<Fold> {
+        let total = Sum::from_bytes(total)
+            .ok_or_else(|| PyValueError::new_err("a sum of entries has 256 bytes"))?;
+        Ok(Fold {
+            fold: fold::Fold::new(number, partitions, total, cached_entries),
+            store,
+            judge,
+        })
+    }
+
+    /// Applies a list of records of a topic, the first at `position` or later.
+    ///
+    /// Returns the position after them, a verdict each (as bytes), what was refused (place, whether
+    /// in conflict, why), and the log digest after them.
+    fn apply<'py>(
+        &mut self,
+        py: Python<'py>,
+        topic: &str,
+        records: &Bound<'py, PyList>,
+        mut position: u64,
+        log_digest: Option<[u8; 32]>,
+    ) -> PyResult<Applied<'py>> {
+        let names = [
+            pyo3::intern!(py, "offset"),
+            pyo3::intern!(py, "key"),
+            pyo3::intern!(py, "value"),
+        ];
+        let mut held = Vec::with_capacity(records.len());
+        for record in records.iter() {
+            let offset: u64 = record.getattr(names[0])?.extract()?;
+            if offset < position {
+                return Err(PyAssertionError::new_err(format!(
+                    "offset {offset} was applied before (next: {position})"
+                )));
+            }
+            position = offset + 1;
+            held.push((offset, record.getattr(names[1])?, record.getattr(names[2])?));
+        }
+        let mut read = Vec::with_capacity(held.len());
+        for (offset, key, value) in &held {
+            read.push(Record {
+                offset: *offset,
+                key: bytes_of(key)?,
+                value: bytes_of(value)?,
+            });
+        }
+        let parsed: Vec<_> = py.detach(|| {
+            read.iter()
+                .map(|record| record.value.and_then(|value| event::parse(topic, value)))
+                .collect()
+        });
+        let arena = Arena::new();
+        let mut contents = Vec::with_capacity(parsed.len());
+        for (event, (record, (_, _, value))) in parsed.into_iter().zip(read.iter().zip(&held)) {
+            let content = match event {
+                Some(event) => Content::Event(event),
+                None => self.judged(py, topic, value, &arena)?,
+            };
+            contents.push(match content {
+                Content::Event(event) => match self.fold.key_problem(record.key, event.account) {
+                    Some(problem) => Content::Invalid(problem),
+                    None => Content::Event(event),
+                },
+                invalid => invalid,
+            });
+        }
+        let (fold, store) = (&mut self.fold, &self.store);
+        let outcome = py
+            .detach(|| fold.apply(&read, contents, log_digest, &PyShelf { store }))
+            .map_err(raised)?;
+        let verdicts: Vec<u8> = outcome
+            .verdicts
+            .iter()
+            .map(|verdict| *verdict as u8)
+            .collect();
+        let refusals = outcome
+            .refusals
+            .into_iter()
+            .map(|r| (r.place, r.conflict, r.detail))
+            .collect();
+        let digest = outcome.log_digest.map(|digest| PyBytes::new(py, &digest));
+        Ok((position, PyBytes::new(py, &verdicts), refusals, digest))
+    }
+
+    /// Returns what is stored of a fill and its bust as of now, or None where neither is known.
+    fn execution<'py>(
+        &mut self,
+        py: Python<'py>,
+        account: &str,
+        order_id: &str,
+        fill_id: &str,
+    ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let shelf = PyShelf { store: &self.store };
+        let found = self
+            .fold
+            .execution_of(account, order_id, fill_id, &shelf)
+            .map_err(raised)?;
+        Ok(found.map(|value| PyBytes::new(py, &value)))
+    }
+
+    /// Returns the entries that changed since the last freeze (None: deleted), accounts first, and
+    /// how many of them are accounts.
+    fn freeze<'py>(&mut self, py: Python<'py>) -> PyResult<(Bound<'py, PyDict>, usize)> {
+        let fold = &mut self.fold;
+        let (changes, accounts) = py.detach(|| fold.freeze());
+        let entries = PyDict::new(py);
+        for (key, value) in changes {
+            let value = value.map(|value| PyBytes::new(py, &value));
+            entries.set_item(PyBytes::new(py, &key), value)?;
+        }
+        Ok((entries, accounts))
+    }
+
+    /// Forgets what need not be kept in memory; the last freeze is in the store.
+    fn settle(&mut self, py: Python<'_>) {
+        let fold = &mut self.fold;
+        py.detach(|| fold.settle());
+    }
+
+    /// The sum over all entries as of the last freeze, 256 bytes, little-endian.
+    #[getter]
+    fn total<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.fold.total().to_bytes())
+    }
+}
+
+type Applied<'py> = (
+    u64,
+    Bound<'py, PyBytes>,
+    Vec<(usize, bool, String)>,
+    Option<Bound<'py, PyBytes>>,
+);
+
+impl Fold {
+    /// Returns what the codec says of a record: the event's fields, or why there is none.
+    fn judged<'a>(
+        &self,
+        py: Python<'_>,
+        topic: &str,
+        value: &Bound<'_, PyAny>,
+        arena: &'a Arena<String>,
+    ) -> PyResult<Content<'a>> {
+        let found = self.judge.bind(py).call1((topic, value))?;
+        if let Ok(problem) = found.cast::<PyString>() {
+            return Ok(Content::Invalid(problem.to_string()));
+        }
+        let mut fields = Fields::default();
+        for (name, value) in found.cast::<PyDict>()?.iter() {
+            let name = Name::of(name.cast::<PyString>()?.to_str()?.as_bytes());
+            let name = name.ok_or_else(|| PyValueError::new_err("an unknown field"))?;
+            match value.cast::<PyString>() {
+                Ok(text) => fields.set(name, arena.alloc(text.to_str()?.to_owned())),
+                Err(_) => fields.set_number(name, value.extract()?),
+            }
+        }
+        let event = event::build(&fields);
+        Ok(Content::Event(
+            event.ok_or_else(|| PyValueError::new_err("an unknown type"))?,
+        ))
+    }
+}
+
+fn bytes_of<'a>(found: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a [u8]>> {
+    if found.is_none() {
+        Ok(None)
+    } else {
+        Ok(Some(found.cast::<PyBytes>()?.as_bytes()))
+    }
+}
+
+type Postings = Vec<(String, String, String, String)>;
+
+fn postings(entry: &Entry) -> Postings {
+    let text = str::to_owned;
+    let pairs = entry.iter();
+    pairs
+        .map(|p| {
+            (
+                text(p.debit),
+                text(p.credit),
+                text(p.asset),
+                p.amount.plain(),
+            )
+        })
+        .collect()
+}
+
+/// Returns the entry of a stored fill: account debited, account credited, asset, amount.
+#[pyfunction]
+fn fill_entry(account: &str, fill: &[u8]) -> PyResult<Postings> {
+    journal::with_stored(fill, |trade| postings(&trade.entry(account))).map_err(|_| damaged(fill))
+}
+
+/// Returns the entry of a transfer: account debited, account credited, asset, amount.
+#[pyfunction]
+#[pyo3(signature = (account, kind, asset, amount, fee))]
+fn transfer_entry(
+    account: &str,
+    kind: &str,
+    asset: &str,
+    amount: &str,
+    fee: Option<&str>,
+) -> Postings {
+    let event = event::Transfer {
+        kind,
+        transfer_id: "",
+        asset,
+        amount,
+        fee,
+        reason: None,
+    };
+    postings(&journal::transfer_entry(account, &event))
+}
+
+/// Returns what a fill moves in quote, as canonical text.
+#[pyfunction]
+#[pyo3(signature = (price, quantity, quote_quantity))]
+fn notional(price: &str, quantity: &str, quote_quantity: Option<&str>) -> String {
+    journal::notional(price, quantity, quote_quantity).plain()
+}
+
+type Terms = (bool, bool, Vec<Option<String>>, Option<String>, String);
+
+/// Returns of a stored order whether it is open, whether complete, its quantity, limit price and
+/// reserve, what remains, and what it holds.
+#[pyfunction]
+fn order_terms(stored: &[u8]) -> PyResult<Terms> {
+    let view = OrderView::of(stored).map_err(|_| damaged(stored))?;
+    let terms = view
+        .terms
+        .iter()
+        .map(|term| term.as_ref().map(amount::Amount::plain))
+        .collect();
+    let remaining = view.remaining.map(|amount| amount.plain());
+    Ok((
+        view.is_open,
+        view.is_complete,
+        terms,
+        remaining,
+        view.hold.plain(),
+    ))
+}
+
+/// Returns the log digest (32 bytes) after one more record.
+#[pyfunction]
+#[pyo3(signature = (previous, offset, key, value))]
+fn chain<'py>(
+    py: Python<'py>,
+    previous: &[u8],
+    offset: u64,
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &digest::chain(previous, offset, key, value))
+}
+
+/// The sum over stored entries, added one by one.
+#[pyclass]
+struct EntrySum {
+    sum: Sum,
+}
+
+#[pymethods]
+impl EntrySum {
+    #[new]
+    fn new() -> EntrySum {
+        EntrySum { sum: Sum::ZERO }
+    }
+
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        self.sum.add(&Sum::of_entry(key, value));
+    }
+
+    /// The sum as 256 bytes, little-endian.
+    #[getter]
+    fn total<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.sum.to_bytes())
+    }
+}
+
+/// Returns the partition (from 0) that a record's key belongs to.
+#[pyfunction]
+fn partition_of(key: &[u8], partitions: u32) -> u32 {
+    fold::partition_of(key, partitions)
+}
+
+/// Returns whether a record's value is an event of a topic for certain, without the codec.
+#[pyfunction]
+fn is_sure(topic: &str, value: &[u8]) -> bool {
+    event::parse(topic, value).is_some()
+}
+
+#[pymodule]
+fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Fold>()?;
+    module.add_class::<EntrySum>()?;
+    module.add("INLINE", order::INLINE)?;
+    module.add_function(wrap_pyfunction!(fill_entry, module)?)?;
+    module.add_function(wrap_pyfunction!(transfer_entry, module)?)?;
+    module.add_function(wrap_pyfunction!(notional, module)?)?;
+    module.add_function(wrap_pyfunction!(order_terms, module)?)?;
+    module.add_function(wrap_pyfunction!(chain, module)?)?;
+    module.add_function(wrap_pyfunction!(partition_of, module)?)?;
+    module.add_function(wrap_pyfunction!(is_sure, module)?)?;
+    Ok(())
+}

@@ -1,0 +1,421 @@
+//! One order: the facts known of it, in whatever order they came, and the hold that they make.
+//!
+//! Everything is a function of the set of facts, so an early fill or cancel needs no special case. An
+//! order holds its first `INLINE` fills and amendments itself; later ones are entries of their own, so
+//! that an order with a million fills costs no more per fill than one with ten.
+
+use crate::amount::{Amount, ZERO};
+use crate::digest::Sum;
+use crate::event;
+use crate::fact::{self, Fact};
+use crate::journal::{split_instrument, Trade};
+use crate::json::{write_integer, write_string, Damaged, Reader};
+use std::cmp::Ordering;
+
+/// How many fills, and how many amendments, an order holds itself. Part of the state's form.
+pub const INLINE: usize = 16;
+
+/// A fill and its bust, either of which may come first.
+#[derive(Default)]
+pub struct Execution {
+    pub fill: Option<Fact>,
+    pub bust: Option<Fact>,
+}
+
+impl Execution {
+    pub fn decode(value: &[u8]) -> Result<Execution, Damaged> {
+        let mut reader = Reader::new(value);
+        let execution = Execution::read(&mut reader)?;
+        reader.end()?;
+        Ok(execution)
+    }
+
+    fn read(reader: &mut Reader) -> Result<Execution, Damaged> {
+        reader.expect(b'[')?;
+        let fill = optional_fact(reader)?;
+        reader.expect(b',')?;
+        let bust = optional_fact(reader)?;
+        reader.expect(b']')?;
+        Ok(Execution { fill, bust })
+    }
+
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.push(b'[');
+        write_fact(self.fill.as_ref(), out);
+        out.push(b',');
+        write_fact(self.bust.as_ref(), out);
+        out.push(b']');
+    }
+}
+
+fn optional_fact(reader: &mut Reader) -> Result<Option<Fact>, Damaged> {
+    Ok(if reader.null() {
+        None
+    } else {
+        Some(reader.raw()?.into())
+    })
+}
+
+fn write_fact(fact: Option<&Fact>, out: &mut Vec<u8>) {
+    out.extend_from_slice(fact.map_or(b"null", |fact| fact));
+}
+
+/// The terms with which an order was placed.
+pub struct Placed {
+    pub fact: Fact,
+    instrument: Box<str>,
+    side: Side,
+    is_limit: bool,
+    quantity: Option<Amount>,
+    limit_price: Option<Amount>,
+    reserve: Option<Amount>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Buy,
+    Sell,
+}
+
+impl Side {
+    fn of(text: &str) -> Side {
+        if text == "buy" {
+            Side::Buy
+        } else {
+            Side::Sell
+        }
+    }
+}
+
+impl Placed {
+    pub fn of_event(fact: Fact, event: &event::Placed) -> Placed {
+        Placed {
+            fact,
+            instrument: event.instrument.into(),
+            side: Side::of(event.side),
+            is_limit: event.order_type == "limit",
+            quantity: event.terms.quantity.map(event::amount),
+            limit_price: event.terms.limit_price.map(event::amount),
+            reserve: event.terms.reserve.map(event::amount),
+        }
+    }
+
+    fn decode(fact: &[u8]) -> Result<Placed, Damaged> {
+        let texts = fact::texts(fact)?;
+        let text = |place: usize| texts.get(place).and_then(|text| text.as_deref());
+        let stated = |place: usize| match text(place) {
+            Some(text) => Amount::parse(text).map(Some).ok_or(Damaged),
+            None => Ok(None),
+        };
+        Ok(Placed {
+            fact: fact.into(),
+            instrument: text(0).ok_or(Damaged)?.into(),
+            side: Side::of(text(1).ok_or(Damaged)?),
+            is_limit: text(2) == Some("limit"),
+            quantity: stated(3)?,
+            limit_price: stated(4)?,
+            reserve: stated(5)?,
+        })
+    }
+}
+
+/// The highest revision that names a term, and what it says.
+struct Term {
+    revision: i64,
+    text: Box<str>,
+    amount: Amount,
+}
+
+/// What is known of an order.
+///
+/// `filled` is the base quantity of the fills that count, `used` what they took of the hold asset
+/// (before it is cut off at 0): those not busted, of the order's own instrument and side. `held` is
+/// what the order adds to its account's hold now, `element` belongs to its stored entry.
+#[derive(Default)]
+pub struct Order {
+    pub placed: Option<Placed>,
+    pub cancelled: Option<Fact>,
+    pub rejected: Option<Fact>,
+    quantity: Option<Term>,
+    limit_price: Option<Term>,
+    reserve: Option<Term>,
+    filled: Option<Amount>,
+    used: Option<Amount>,
+    pub fills: Vec<(Box<str>, Execution)>,
+    pub amendments: Vec<(i64, Fact)>,
+    pub more_fills: u64,
+    pub more_amendments: u64,
+    pub held: Option<Amount>,
+    pub element: Option<Box<Sum>>,
+    pub dirty: bool,
+}
+
+impl Order {
+    pub fn decode(value: &[u8]) -> Result<Order, Damaged> {
+        let mut order = Order::default();
+        let mut reader = Reader::new(value);
+        let next = |reader: &mut Reader| reader.expect(b',');
+        reader.expect(b'[')?;
+        order.placed = match optional_fact(&mut reader)? {
+            Some(fact) => Some(Placed::decode(&fact)?),
+            None => None,
+        };
+        next(&mut reader)?;
+        order.cancelled = optional_fact(&mut reader)?;
+        next(&mut reader)?;
+        order.rejected = optional_fact(&mut reader)?;
+        for term in [
+            &mut order.quantity,
+            &mut order.limit_price,
+            &mut order.reserve,
+        ] {
+            next(&mut reader)?;
+            *term = read_term(&mut reader)?;
+        }
+        for sum in [&mut order.filled, &mut order.used] {
+            next(&mut reader)?;
+            *sum = Some(Amount::parse(&reader.string()?).ok_or(Damaged)?);
+        }
+        next(&mut reader)?;
+        reader.expect(b'{')?;
+        while !reader.take(b'}') {
+            let fill_id = reader.string()?.into();
+            reader.expect(b':')?;
+            order.fills.push((fill_id, Execution::read(&mut reader)?));
+            reader.take(b',');
+        }
+        next(&mut reader)?;
+        reader.expect(b'{')?;
+        while !reader.take(b'}') {
+            let revision = reader.string()?.parse().map_err(|_| Damaged)?;
+            reader.expect(b':')?;
+            order.amendments.push((revision, reader.raw()?.into()));
+            reader.take(b',');
+        }
+        for count in [&mut order.more_fills, &mut order.more_amendments] {
+            next(&mut reader)?;
+            *count = u64::try_from(reader.integer()?).map_err(|_| Damaged)?;
+        }
+        reader.expect(b']')?;
+        reader.end()?;
+        order.held = Some(order.hold());
+        Ok(order)
+    }
+
+    /// Returns the stored entry.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(320);
+        out.push(b'[');
+        write_fact(self.placed.as_ref().map(|placed| &placed.fact), &mut out);
+        for closed in [&self.cancelled, &self.rejected] {
+            out.push(b',');
+            write_fact(closed.as_ref(), &mut out);
+        }
+        for term in [&self.quantity, &self.limit_price, &self.reserve] {
+            out.push(b',');
+            write_term(term.as_ref(), &mut out);
+        }
+        for sum in [self.filled(), self.used()] {
+            out.extend_from_slice(b",\"");
+            sum.write(&mut out);
+            out.push(b'"');
+        }
+        out.extend_from_slice(b",{");
+        for (place, (fill_id, execution)) in self.fills.iter().enumerate() {
+            if place > 0 {
+                out.push(b',');
+            }
+            write_string(fill_id, &mut out);
+            out.push(b':');
+            execution.write(&mut out);
+        }
+        out.extend_from_slice(b"},{");
+        for (place, (revision, amended)) in self.amendments.iter().enumerate() {
+            if place > 0 {
+                out.push(b',');
+            }
+            out.push(b'"');
+            write_integer(*revision, &mut out);
+            out.extend_from_slice(b"\":");
+            out.extend_from_slice(amended);
+        }
+        out.push(b'}');
+        for count in [self.more_fills, self.more_amendments] {
+            out.push(b',');
+            write_integer(count, &mut out);
+        }
+        out.push(b']');
+        out
+    }
+
+    // -- terms
+
+    pub fn filled(&self) -> &Amount {
+        self.filled.as_ref().unwrap_or(&ZERO)
+    }
+
+    pub fn used(&self) -> &Amount {
+        self.used.as_ref().unwrap_or(&ZERO)
+    }
+
+    pub fn held(&self) -> &Amount {
+        self.held.as_ref().unwrap_or(&ZERO)
+    }
+
+    /// Returns the base quantity ordered, or None where the order has only a reserve.
+    pub fn term_quantity(&self) -> Option<&Amount> {
+        let placed = self
+            .placed
+            .as_ref()
+            .and_then(|placed| placed.quantity.as_ref());
+        self.quantity.as_ref().map(|term| &term.amount).or(placed)
+    }
+
+    /// Returns the limit price in quote per base, or None.
+    pub fn term_limit_price(&self) -> Option<&Amount> {
+        let placed = self
+            .placed
+            .as_ref()
+            .and_then(|placed| placed.limit_price.as_ref());
+        self.limit_price
+            .as_ref()
+            .map(|term| &term.amount)
+            .or(placed)
+    }
+
+    /// Returns the most that the order may use of its hold asset, or None.
+    pub fn term_reserve(&self) -> Option<&Amount> {
+        let placed = self
+            .placed
+            .as_ref()
+            .and_then(|placed| placed.reserve.as_ref());
+        self.reserve.as_ref().map(|term| &term.amount).or(placed)
+    }
+
+    /// Lets an amendment's terms count where no higher revision names them.
+    pub fn amend(&mut self, revision: i64, terms: &event::Terms) {
+        for (term, text) in [
+            (&mut self.quantity, terms.quantity),
+            (&mut self.limit_price, terms.limit_price),
+            (&mut self.reserve, terms.reserve),
+        ] {
+            let Some(text) = text else { continue };
+            if term.as_ref().is_none_or(|known| revision > known.revision) {
+                *term = Some(Term {
+                    revision,
+                    text: text.into(),
+                    amount: event::amount(text),
+                });
+            }
+        }
+    }
+
+    // -- fills
+
+    /// Returns whether a fill is of this order's own instrument and side.
+    pub fn counts(&self, fill: &Trade) -> bool {
+        self.placed.as_ref().is_some_and(|placed| {
+            *placed.instrument == *fill.instrument && placed.side == Side::of(fill.side)
+        })
+    }
+
+    /// Adds a fill that counts to `filled` and `used`.
+    pub fn count(&mut self, fill: &Trade) {
+        self.filled = Some(self.filled().add(&fill.quantity));
+        self.used = Some(self.used().add(&fill.taken()));
+    }
+
+    /// Takes a busted fill out of `filled` and `used` again.
+    pub fn discount(&mut self, fill: &Trade) {
+        self.filled = Some(self.filled().subtract(&fill.quantity));
+        self.used = Some(self.used().subtract(&fill.taken()));
+    }
+
+    // -- what follows from them
+
+    /// Returns whether the whole quantity is filled.
+    pub fn is_complete(&self) -> bool {
+        self.term_quantity()
+            .is_some_and(|quantity| self.filled().compare(quantity) != Ordering::Less)
+    }
+
+    /// Returns whether the order is placed and not closed (contract, section 3).
+    pub fn is_open(&self) -> bool {
+        self.placed.is_some()
+            && self.cancelled.is_none()
+            && self.rejected.is_none()
+            && !self.is_complete()
+    }
+
+    /// Returns the asset that this order holds: quote for buys, base for sells.
+    pub fn hold_asset(&self) -> Option<&str> {
+        self.placed.as_ref().map(|placed| {
+            let (base, quote) = split_instrument(&placed.instrument);
+            if placed.side == Side::Buy {
+                quote
+            } else {
+                base
+            }
+        })
+    }
+
+    /// Returns the base quantity not yet filled, never below 0; None without a quantity.
+    pub fn remaining(&self) -> Option<Amount> {
+        self.term_quantity()
+            .map(|quantity| quantity.subtract(self.filled()).at_least_zero())
+    }
+
+    /// Returns what the order holds of its hold asset now; 0 when it is not open.
+    pub fn hold(&self) -> Amount {
+        let Some(placed) = &self.placed else {
+            return ZERO;
+        };
+        if !self.is_open() {
+            return ZERO;
+        }
+        if let Some(reserve) = self.term_reserve() {
+            return reserve
+                .subtract(&self.used().clone().at_least_zero())
+                .at_least_zero();
+        }
+        let Some(remaining) = self.remaining() else {
+            return ZERO;
+        };
+        if placed.side == Side::Sell {
+            return remaining;
+        }
+        match self.term_limit_price() {
+            Some(limit_price) if placed.is_limit => remaining.multiply(limit_price),
+            _ => ZERO,
+        }
+    }
+}
+
+fn read_term(reader: &mut Reader) -> Result<Option<Term>, Damaged> {
+    if reader.null() {
+        return Ok(None);
+    }
+    reader.expect(b'[')?;
+    let revision = reader.integer()?;
+    reader.expect(b',')?;
+    let text: Box<str> = reader.string()?.into();
+    reader.expect(b']')?;
+    let amount = Amount::parse(&text).ok_or(Damaged)?;
+    Ok(Some(Term {
+        revision,
+        text,
+        amount,
+    }))
+}
+
+fn write_term(term: Option<&Term>, out: &mut Vec<u8>) {
+    let Some(term) = term else {
+        out.extend_from_slice(b"null");
+        return;
+    };
+    out.push(b'[');
+    write_integer(term.revision, out);
+    out.push(b',');
+    write_string(&term.text, out);
+    out.push(b']');
+}
