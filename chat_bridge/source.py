@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.abc import ConsumerRebalanceListener
-from aiokafka.consumer import fetcher
 from aiokafka.errors import IllegalOperation, KafkaError
 from aiokafka.structs import OffsetAndMetadata
 
@@ -24,7 +23,7 @@ from ledger.events import FILLS
 from ledger.kafka import DEAD_LETTERS, LARGEST_RECORD_BYTES
 from ledger.letters import DeadLetter
 from ledger.projections.partition import Record
-from ledger.records import Records
+from ledger.records import read_records
 from ledger.settings import Settings
 
 _SESSION_MS: Final = 6_000
@@ -69,7 +68,7 @@ class Source:
         self.group = settings.topic(GROUP)
         self.epoch = 0
         self._before_revoke = before_revoke
-        fetcher.MemoryRecords = Records
+        read_records()
         self._consumer: Any = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             client_id=GROUP,

@@ -10,12 +10,14 @@ mod journal;
 mod json;
 mod keys;
 mod order;
+mod records;
 
 use digest::Sum;
 use event::{Fields, Name};
 use fold::{Content, OrderView, Record, Shelf, Trouble};
 use journal::Entry;
-use pyo3::exceptions::{PyAssertionError, PyValueError};
+use pyo3::buffer::PyBuffer;
+use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use typed_arena::Arena;
@@ -114,33 +116,32 @@ impl Fold {
         })
     }
 
-    /// Applies a list of records of a topic, the first at `position` or later.
+    /// Applies records of a topic, the first at `position` or later: `Records`, or a list of objects.
     ///
     /// Returns the position after them, a verdict each (as bytes), what was refused (place, whether
-    /// in conflict, why), and the log digest after them.
+    /// in conflict, why), the log digest after them, and that of the last one alone.
     fn apply<'py>(
         &mut self,
         py: Python<'py>,
         topic: &str,
-        records: &Bound<'py, PyList>,
-        mut position: u64,
+        records: &Bound<'py, PyAny>,
+        position: u64,
         log_digest: Option<[u8; 32]>,
     ) -> PyResult<Applied<'py>> {
+        if let Ok(records) = records.cast::<Records>() {
+            let records = records.borrow();
+            let read: Vec<_> = records.records.iter().collect();
+            return self.apply_all(py, topic, &read, position, log_digest);
+        }
         let names = [
             pyo3::intern!(py, "offset"),
             pyo3::intern!(py, "key"),
             pyo3::intern!(py, "value"),
         ];
-        let mut held = Vec::with_capacity(records.len());
-        for record in records.iter() {
-            let offset: u64 = record.getattr(names[0])?.extract()?;
-            if offset < position {
-                return Err(PyAssertionError::new_err(format!(
-                    "offset {offset} was applied before (next: {position})"
-                )));
-            }
-            position = offset + 1;
-            held.push((offset, record.getattr(names[1])?, record.getattr(names[2])?));
+        let mut held = Vec::new();
+        for record in records.cast::<PyList>()?.iter() {
+            let [offset, key, value] = names.map(|name| record.getattr(name));
+            held.push((offset?.extract()?, key?, value?));
         }
         let mut read = Vec::with_capacity(held.len());
         for (offset, key, value) in &held {
@@ -150,42 +151,7 @@ impl Fold {
                 value: bytes_of(value)?,
             });
         }
-        let parsed: Vec<_> = py.detach(|| {
-            read.iter()
-                .map(|record| record.value.and_then(|value| event::parse(topic, value)))
-                .collect()
-        });
-        let arena = Arena::new();
-        let mut contents = Vec::with_capacity(parsed.len());
-        for (event, (record, (_, _, value))) in parsed.into_iter().zip(read.iter().zip(&held)) {
-            let content = match event {
-                Some(event) => Content::Event(event),
-                None => self.judged(py, topic, value, &arena)?,
-            };
-            contents.push(match content {
-                Content::Event(event) => match self.fold.key_problem(record.key, event.account) {
-                    Some(problem) => Content::Invalid(problem),
-                    None => Content::Event(event),
-                },
-                invalid => invalid,
-            });
-        }
-        let (fold, store) = (&mut self.fold, &self.store);
-        let outcome = py
-            .detach(|| fold.apply(&read, contents, log_digest, &PyShelf { store }))
-            .map_err(raised)?;
-        let verdicts: Vec<u8> = outcome
-            .verdicts
-            .iter()
-            .map(|verdict| *verdict as u8)
-            .collect();
-        let refusals = outcome
-            .refusals
-            .into_iter()
-            .map(|r| (r.place, r.conflict, r.detail))
-            .collect();
-        let digest = outcome.log_digest.map(|digest| PyBytes::new(py, &digest));
-        Ok((position, PyBytes::new(py, &verdicts), refusals, digest))
+        self.apply_all(py, topic, &read, position, log_digest)
     }
 
     /// Returns what is stored of a fill and its bust as of now, or None where neither is known.
@@ -230,22 +196,94 @@ impl Fold {
     }
 }
 
+type Refusals = Vec<(usize, bool, String)>;
 type Applied<'py> = (
     u64,
     Bound<'py, PyBytes>,
-    Vec<(usize, bool, String)>,
+    Refusals,
+    Option<Bound<'py, PyBytes>>,
     Option<Bound<'py, PyBytes>>,
 );
 
 impl Fold {
+    fn apply_all<'py>(
+        &mut self,
+        py: Python<'py>,
+        topic: &str,
+        records: &[Record],
+        mut position: u64,
+        log_digest: Option<[u8; 32]>,
+    ) -> PyResult<Applied<'py>> {
+        for record in records {
+            if record.offset < position {
+                return Err(PyAssertionError::new_err(format!(
+                    "{topic}: offset {} was applied before (next: {position})",
+                    record.offset
+                )));
+            }
+            position = record.offset + 1;
+        }
+        let parsed: Vec<_> = py.detach(|| {
+            records
+                .iter()
+                .map(|record| record.value.and_then(|value| event::parse(topic, value)))
+                .collect()
+        });
+        let arena = Arena::new();
+        let mut contents = Vec::with_capacity(parsed.len());
+        for (event, record) in parsed.into_iter().zip(records) {
+            let content = match event {
+                Some(event) => Content::Event(event),
+                None => self.judged(py, topic, record.value, &arena)?,
+            };
+            contents.push(match content {
+                Content::Event(event) => match self.fold.key_problem(record.key, event.account) {
+                    Some(problem) => Content::Invalid(problem),
+                    None => Content::Event(event),
+                },
+                invalid => invalid,
+            });
+        }
+        let (fold, store) = (&mut self.fold, &self.store);
+        let shelf = PyShelf { store };
+        let outcome = py
+            .detach(|| fold.apply(records, contents, log_digest, &shelf))
+            .map_err(raised)?;
+        let verdicts: Vec<u8> = outcome
+            .verdicts
+            .iter()
+            .map(|verdict| *verdict as u8)
+            .collect();
+        let refusals = outcome
+            .refusals
+            .into_iter()
+            .map(|r| (r.place, r.conflict, r.detail))
+            .collect();
+        let digest = outcome.log_digest.map(|digest| PyBytes::new(py, &digest));
+        let last = records.last().map(|last| {
+            PyBytes::new(
+                py,
+                &digest::chain(&[0; 32], last.offset, last.key, last.value),
+            )
+        });
+        Ok((
+            position,
+            PyBytes::new(py, &verdicts),
+            refusals,
+            digest,
+            last,
+        ))
+    }
+
     /// Returns what the codec says of a record: the event's fields, or why there is none.
     fn judged<'a>(
         &self,
         py: Python<'_>,
         topic: &str,
-        value: &Bound<'_, PyAny>,
+        value: Option<&[u8]>,
         arena: &'a Arena<String>,
     ) -> PyResult<Content<'a>> {
+        let value = value.map(|value| PyBytes::new(py, value));
         let found = self.judge.bind(py).call1((topic, value))?;
         if let Ok(problem) = found.cast::<PyString>() {
             return Ok(Content::Invalid(problem.to_string()));
@@ -360,6 +398,46 @@ fn chain<'py>(
     PyBytes::new(py, &digest::chain(previous, offset, key, value))
 }
 
+/// Records of one partition from an offset on, as they lie in Kafka's batches.
+#[pyclass]
+struct Records {
+    records: records::Records,
+    start: u64,
+}
+
+#[pymethods]
+impl Records {
+    #[new]
+    fn new(start: u64) -> Records {
+        Records {
+            records: records::Records::default(),
+            start,
+        }
+    }
+
+    /// Adds the records of a batch that was decompressed and is without its head.
+    fn add(&mut self, base_offset: u64, count: usize, payload: PyBuffer<u8>) -> PyResult<()> {
+        let payload = Python::attach(|py| payload.to_vec(py))?;
+        self.records
+            .add(self.start, base_offset, count, &payload)
+            .map_err(|_| {
+                PyValueError::new_err(format!("the batch at offset {base_offset} is malformed"))
+            })
+    }
+
+    fn __len__(&self) -> usize {
+        self.records.len()
+    }
+
+    /// Returns the offset of a record.
+    fn offset(&self, place: usize) -> PyResult<u64> {
+        let record = self.records.get(place);
+        record
+            .map(|record| record.offset)
+            .ok_or_else(|| PyIndexError::new_err(place))
+    }
+}
+
 /// The sum over stored entries, added one by one.
 #[pyclass]
 struct EntrySum {
@@ -400,6 +478,7 @@ fn is_sure(topic: &str, value: &[u8]) -> bool {
 fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Fold>()?;
     module.add_class::<EntrySum>()?;
+    module.add_class::<Records>()?;
     module.add("INLINE", order::INLINE)?;
     module.add_function(wrap_pyfunction!(fill_entry, module)?)?;
     module.add_function(wrap_pyfunction!(transfer_entry, module)?)?;

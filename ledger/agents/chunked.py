@@ -28,7 +28,6 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 import faust
-from aiokafka.consumer import fetcher
 from aiokafka.errors import KafkaConnectionError, KafkaError
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -36,7 +35,8 @@ from faust.app import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 
 from ledger.agents.assignor import LedgerAssignor, Progress
-from ledger.records import Records
+from ledger.projections.partition import Packed
+from ledger.records import packed, read_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,9 @@ _T = TypeVar("_T")
 class Chunk:
     """Records of one partition in offset order; to Faust, one message.
 
-    `number` counts the partition's chunks within an epoch from 0; `next_offset` is the position
-    after them, transaction markers included, so there may be no records at all. `behind` is how
+    `number` counts the partition's chunks within an epoch from 0; `offset` is the position before
+    them, `next_offset` that after them, transaction markers included, so there may be no records
+    at all. `behind` is how
     many offsets the broker is known to have after that.
     """
 
@@ -80,7 +81,8 @@ class Chunk:
     def __init__(
         self,
         where: TopicPartition,
-        records: list[Any],
+        records: Packed,
+        start: int,
         next_offset: int,
         behind: int,
         epoch: int,
@@ -94,8 +96,8 @@ class Chunk:
         self.epoch = epoch
         self.number = number
         # What Faust reads of a record:
-        self.offset = records[0].offset if records else next_offset
-        self.timestamp = records[-1].timestamp if records else None
+        self.offset = start
+        self.timestamp = None
         self.timestamp_type = 0
         self.headers: tuple[()] = ()
         self.key = None
@@ -196,7 +198,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         self.app.loop.call_soon_threadsafe(self.app.wake)
 
     def _create_worker_consumer(self, transport: Any) -> Any:
-        fetcher.MemoryRecords = Records
+        read_blocks()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         consumer._isolation_level = "read_committed"
@@ -261,8 +263,8 @@ class _Thread(driver.AIOKafkaConsumerThread):
                 self._numbers[where] = number + 1
                 self._next_offsets[where] = after
                 behind = max(0, (state.highwater or 0) - after)
-                records = drained.get(where, [])
-                chunks[where] = [Chunk(where, records, after, behind, self.epoch, number)]
+                records = packed(drained.get(where, []), before)
+                chunks[where] = [Chunk(where, records, before, after, behind, self.epoch, number)]
         return chunks
 
     async def crash(self, reason: BaseException) -> None:

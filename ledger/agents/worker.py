@@ -251,7 +251,7 @@ class LedgerApp(ChunkedApp):
             except DamagedState as error:
                 owned.damage(error)
                 return
-            owned.unsettled += len(chunk.records)
+            owned.unsettled += len(chunk.records.records)
             owned.behind[topic] = chunk.behind
             while (
                 owned.unsettled > _MOST_UNSETTLED * self.settings.flush_records

@@ -9,11 +9,11 @@ what changed, `settle` writes it to the store.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -72,6 +72,24 @@ class Record(Protocol):
     def value(self) -> bytes | None:
         """Its value."""
         ...
+
+
+class Packed(NamedTuple):
+    """Records of one partition, in offset order, that need not have an object each.
+
+    Attributes:
+        records: what the fold reads of them.
+        full: returns one of them as its client has it, by its place.
+    """
+
+    records: _fold.Records | Sequence[Record]
+    full: Callable[[int], Record]
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Packed:
+        """Return records that have an object each."""
+        found = list(records)
+        return cls(found, found.__getitem__)
 
 
 Observer = Callable[[str, Record, AnyEvent | None, Verdict], None]
@@ -299,7 +317,7 @@ class Partition:
     def apply(
         self,
         topic: str,
-        records: Iterable[Record],
+        records: Iterable[Record] | Packed,
         next_offset: int | None = None,
         observe: Observer | None = None,
     ) -> None:
@@ -315,12 +333,12 @@ class Partition:
         Raises:
             DamagedState: a stored entry is damaged; this state is not to be used any more.
         """
-        records = list(records)
+        packed = records if isinstance(records, Packed) else Packed.of(records)
         if observe is None:
-            self._apply(topic, records)
+            self._apply(topic, packed)
         else:
-            for record in records:
-                (code,) = self._apply(topic, [record])
+            for record in map(packed.full, range(len(packed.records))):
+                (code,) = self._apply(topic, Packed.of([record]))
                 verdict = VERDICTS[code]
                 event = None if verdict == INVALID else DECODERS[topic](record.value)
                 observe(topic, record, event, verdict)
@@ -328,26 +346,29 @@ class Partition:
             self.watermark[topic] = next_offset
             self.is_dirty = True
 
-    def _apply(self, topic: str, records: list[Record]) -> bytes:
+    def _apply(self, topic: str, packed: Packed) -> bytes:
         """Apply records and return their verdicts, a place in `VERDICTS` each."""
-        if not records:
+        if not len(packed.records):
             return b""
         chains = self._chains
-        position, verdicts, refused, log_digest = self._fold.apply(
-            topic, records, self.watermark[topic], None if chains is None else chains[topic]
+        applied = self._fold.apply(
+            topic,
+            packed.records,
+            self.watermark[topic],
+            None if chains is None else chains[topic],
         )
+        position, verdicts, refused, log_digest, tip = applied
         tally = self.counts[topic]
         for code, verdict in enumerate(VERDICTS):
             tally[verdict] += verdicts.count(code)
         for place, is_conflict, detail in refused:
             reason = CONFLICT if is_conflict else INVALID
-            self._rejected.append(Rejected(topic, records[place], reason, detail))
+            self._rejected.append(Rejected(topic, packed.full(place), reason, detail))
         self.watermark[topic] = position
         self.is_dirty = True
         if chains is not None and log_digest is not None:
             chains[topic] = log_digest
-        last = records[-1]
-        self.tips[topic] = tip_of(last.offset, last.key, last.value)
+        self.tips[topic] = Tip(position - 1, tip.hex())
         return verdicts
 
     # -- freezing and settling
