@@ -3,7 +3,7 @@
 *log digest*: a SHA-256 chain over every record of a partition, valid or not.
 
 *state digest*: SHA-256 over the canonical header of a partition's state (watermark, counts,
-`rules_version`) and the sum, modulo 2^2048, of one 2048-bit hash for each stored entry. The sum
+`rules_version`) and the sum, modulo 2^2048, of 2048 bits of BLAKE3 of each stored entry. The sum
 makes it incremental: a flush pays for what changed, not for all there is, and the order of
 entries does not matter. (Bellare and Micciancio, "A New Paradigm for Collision-free Hashing:
 Incrementality at Reduced Cost", 1997; at 2048 bits the generalised birthday attack is out of

@@ -143,7 +143,7 @@ def test_a_crash_between_publishing_and_storing_repeats_nothing(
 ) -> None:
     first = take(tmp_path)
     first.partition.apply("transfers", [deposit(0), Record(1, b"k", b"bad")])
-    monkeypatch.setattr(first.partition, "settle", lambda: (_ for _ in ()).throw(OSError("killed")))
+    monkeypatch.setattr(first.partition, "write", lambda: (_ for _ in ()).throw(OSError("killed")))
     with pytest.raises(OSError, match="killed"):
         flush(first)
     first.close()

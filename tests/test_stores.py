@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import resource
 import subprocess
 import sys
@@ -54,6 +56,7 @@ def test_a_store_is_a_sorted_mapping(
         )
         for key in changes:
             assert store.get(key) == model.get(key)
+            assert store.get_many([key, b"zzzzz", key]) == [model.get(key), None, model.get(key)]
 
 
 def test_a_scan_does_not_see_what_is_written_meanwhile(tmp_path: Path) -> None:
@@ -139,11 +142,13 @@ def test_a_write_that_finds_no_room_is_no_damage(tmp_path: Path) -> None:
     """A limit on the size of files fails writes as a full disk does; nothing of them is stored."""
     store = RocksStore(tmp_path)
     store.write({b"a": b"1"})
+    store.flush()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
+        store.write({b"a": b"2", b"b": random.Random(1).randbytes(1_000_000)})
         with pytest.raises(StateError, match="free some space") as raised:
-            store.write({b"a": b"2", b"b": b"x" * 1_000_000})
+            store.flush()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert type(raised.value) is StateError
@@ -151,6 +156,29 @@ def test_a_write_that_finds_no_room_is_no_damage(tmp_path: Path) -> None:
     again = RocksStore(tmp_path)
     assert list(again.scan()) == [(b"a", b"1")]
     again.close()
+
+
+def test_a_kill_leaves_what_was_flushed_and_no_half_of_a_batch(tmp_path: Path) -> None:
+    """Each batch has one number under two keys, and is so large that memory holds few of them."""
+    script = """
+import os, sys
+from pathlib import Path
+from ledger.rocks import RocksStore
+store = RocksStore(Path(sys.argv[1]))
+for number in range(60):
+    value = str(number).encode()
+    store.write({b"a": value, b"filler": os.urandom(1 << 20), b"z": value})
+    if number == 5:
+        store.flush()
+os._exit(1)
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False)
+    assert done.returncode == 1
+    with contextlib.closing(RocksStore(tmp_path)) as again:
+        found = again.get(b"a")
+        assert found is not None
+        assert found == again.get(b"z")
+        assert int(found) >= 5
 
 
 def test_a_place_that_cannot_be_a_directory_is_no_damage(tmp_path: Path) -> None:

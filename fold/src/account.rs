@@ -21,8 +21,10 @@ pub struct Account {
 }
 
 impl Account {
-    pub fn decode(value: &[u8]) -> Result<Account, Damaged> {
-        let mut account = Account::default();
+    /// Returns the account that a store has.
+    pub fn stored(key: &[u8], value: &[u8]) -> Result<Account, Damaged> {
+        let mut account =
+            Account { element: Some(Box::new(Sum::of_entry(key, value))), ..Account::default() };
         let mut reader = Reader::new(value);
         reader.expect(b'{')?;
         while !reader.take(b'}') {
@@ -36,12 +38,7 @@ impl Account {
             reader.expect(b']')?;
             reader.take(b',');
             let [debits, credits, hold] = amounts;
-            account.rows.push(Row {
-                asset,
-                debits,
-                credits,
-                hold,
-            });
+            account.rows.push(Row { asset, debits, credits, hold });
         }
         reader.end()?;
         Ok(account)
@@ -51,12 +48,7 @@ impl Account {
     pub fn row(&mut self, asset: &str) -> &mut Row {
         let found = self.rows.binary_search_by(|row| (*row.asset).cmp(asset));
         let place = found.unwrap_or_else(|place| {
-            let row = Row {
-                asset: asset.into(),
-                debits: ZERO,
-                credits: ZERO,
-                hold: ZERO,
-            };
+            let row = Row { asset: asset.into(), debits: ZERO, credits: ZERO, hold: ZERO };
             self.rows.insert(place, row);
             place
         });

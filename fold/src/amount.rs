@@ -24,10 +24,7 @@ pub enum Amount {
     Large { digits: Box<BigInt>, scale: u32 },
 }
 
-pub const ZERO: Amount = Amount::Small {
-    digits: 0,
-    scale: 0,
-};
+pub const ZERO: Amount = Amount::Small { digits: 0, scale: 0 };
 
 impl Amount {
     /// Returns the amount that a decimal text without exponent names, or None for any other text.
@@ -53,19 +50,13 @@ impl Amount {
         }
         let bytes: Vec<u8> = all.collect();
         let digits = BigInt::parse_bytes(&bytes, 10)?;
-        Some(Amount::of_big(
-            if negative { -digits } else { digits },
-            scale,
-        ))
+        Some(Amount::of_big(if negative { -digits } else { digits }, scale))
     }
 
     fn of_big(digits: BigInt, scale: u32) -> Amount {
         match i128::try_from(&digits) {
             Ok(digits) => Amount::Small { digits, scale },
-            Err(_) => Amount::Large {
-                digits: Box::new(digits),
-                scale,
-            },
+            Err(_) => Amount::Large { digits: Box::new(digits), scale },
         }
     }
 
@@ -78,16 +69,8 @@ impl Amount {
 
     /// Returns both as integers of one scale, where they fit.
     fn aligned(&self, other: &Amount) -> Option<(i128, i128, u32)> {
-        let (
-            Amount::Small {
-                digits: a,
-                scale: s,
-            },
-            Amount::Small {
-                digits: b,
-                scale: t,
-            },
-        ) = (self, other)
+        let (Amount::Small { digits: a, scale: s }, Amount::Small { digits: b, scale: t }) =
+            (self, other)
         else {
             return None;
         };
@@ -120,22 +103,11 @@ impl Amount {
     }
 
     pub fn multiply(&self, other: &Amount) -> Amount {
-        if let (
-            Amount::Small {
-                digits: a,
-                scale: s,
-            },
-            Amount::Small {
-                digits: b,
-                scale: t,
-            },
-        ) = (self, other)
+        if let (Amount::Small { digits: a, scale: s }, Amount::Small { digits: b, scale: t }) =
+            (self, other)
         {
             if let Some(digits) = a.checked_mul(*b) {
-                return Amount::Small {
-                    digits,
-                    scale: s + t,
-                };
+                return Amount::Small { digits, scale: s + t };
             }
         }
         let ((a, s), (b, t)) = (self.big(), other.big());
@@ -144,10 +116,9 @@ impl Amount {
 
     pub fn negated(&self) -> Amount {
         match self {
-            Amount::Small { digits, scale } if *digits != i128::MIN => Amount::Small {
-                digits: -digits,
-                scale: *scale,
-            },
+            Amount::Small { digits, scale } if *digits != i128::MIN => {
+                Amount::Small { digits: -digits, scale: *scale }
+            }
             _ => {
                 let (digits, scale) = self.big();
                 Amount::of_big(-digits, scale)
@@ -219,11 +190,7 @@ fn scaled(digits: i128, places: u32) -> Option<i128> {
 }
 
 fn write_digits(negative: bool, digits: &str, scale: usize, out: &mut Vec<u8>) {
-    let trailing = digits
-        .bytes()
-        .rev()
-        .take_while(|byte| *byte == b'0')
-        .count();
+    let trailing = digits.bytes().rev().take_while(|byte| *byte == b'0').count();
     let dropped = trailing.min(scale);
     if digits == "0" {
         out.push(b'0');

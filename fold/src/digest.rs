@@ -1,8 +1,6 @@
 //! Digests: the chain over a log, and the sum over a state's entries (`ledger/digests.py`).
 
 use sha2::{Digest, Sha256};
-use sha3::digest::{ExtendableOutput, Update, XofReader};
-use sha3::Shake128;
 
 pub type Chain = [u8; 32];
 
@@ -11,14 +9,14 @@ const WORDS: usize = 32;
 /// Returns the log digest after one more record.
 pub fn chain(previous: &[u8], offset: u64, key: Option<&[u8]>, value: Option<&[u8]>) -> Chain {
     let mut hash = Sha256::new();
-    Digest::update(&mut hash, previous);
-    Digest::update(&mut hash, offset.to_be_bytes());
+    hash.update(previous);
+    hash.update(offset.to_be_bytes());
     for part in [key, value] {
         match part {
-            None => Digest::update(&mut hash, (-1i32).to_be_bytes()),
+            None => hash.update((-1i32).to_be_bytes()),
             Some(bytes) => {
-                Digest::update(&mut hash, length(bytes));
-                Digest::update(&mut hash, bytes);
+                hash.update(length(bytes));
+                hash.update(bytes);
             }
         }
     }
@@ -26,9 +24,7 @@ pub fn chain(previous: &[u8], offset: u64, key: Option<&[u8]>, value: Option<&[u
 }
 
 fn length(bytes: &[u8]) -> [u8; 4] {
-    i32::try_from(bytes.len())
-        .expect("Kafka's own limit")
-        .to_be_bytes()
+    i32::try_from(bytes.len()).expect("Kafka's own limit").to_be_bytes()
 }
 
 /// A number modulo 2^2048: the hash of one stored entry, or the sum of many.
@@ -39,12 +35,12 @@ impl Sum {
     pub const ZERO: Sum = Sum([0; WORDS]);
 
     pub fn of_entry(key: &[u8], value: &[u8]) -> Sum {
-        let mut hash = Shake128::default();
-        hash.update(&length(key));
-        hash.update(key);
-        hash.update(value);
+        let mut data = Vec::with_capacity(4 + key.len() + value.len());
+        data.extend_from_slice(&length(key));
+        data.extend_from_slice(key);
+        data.extend_from_slice(value);
         let mut bytes = [0u8; WORDS * 8];
-        hash.finalize_xof().read(&mut bytes);
+        blake3::Hasher::new().update(&data).finalize_xof().fill(&mut bytes);
         Sum::of_bytes(&bytes)
     }
 

@@ -154,20 +154,9 @@ pub struct Transfer<'a> {
 
 pub enum Kind<'a> {
     Placed(Placed<'a>),
-    Amended {
-        order_id: &'a str,
-        revision: i64,
-        terms: Terms<'a>,
-    },
-    Cancelled {
-        order_id: &'a str,
-        reason: &'a str,
-        instrument: Option<&'a str>,
-    },
-    Rejected {
-        order_id: &'a str,
-        reason: &'a str,
-    },
+    Amended { order_id: &'a str, revision: i64, terms: Terms<'a> },
+    Cancelled { order_id: &'a str, reason: &'a str, instrument: Option<&'a str> },
+    Rejected { order_id: &'a str, reason: &'a str },
     Filled(Filled<'a>),
     Busted(Busted<'a>),
     Transfer(Transfer<'a>),
@@ -187,13 +176,8 @@ impl<'a> Kind<'a> {
     }
 }
 
-const EVERY: u32 = bits(&[
-    Name::Type,
-    Name::Version,
-    Name::EventId,
-    Name::Account,
-    Name::OccurredAt,
-]);
+const EVERY: u32 =
+    bits(&[Name::Type, Name::Version, Name::EventId, Name::Account, Name::OccurredAt]);
 const TERMS: u32 = bits(&[Name::Quantity, Name::LimitPrice, Name::Reserve]);
 const FILLED: u32 = bits(&[
     Name::FillId,
@@ -213,27 +197,17 @@ const TRANSFER: u32 = bits(&[Name::TransferId, Name::Asset, Name::Amount]);
 fn shape(kind: &str) -> Option<(&'static str, u32, u32)> {
     Some(match kind {
         "order_filled" => ("fills", FILLED, bit(Name::QuoteQuantity)),
-        "order_placed" => (
-            "orders",
-            bits(&[Name::OrderId, Name::Instrument, Name::Side, Name::OrderType]),
-            TERMS,
-        ),
-        "order_cancelled" => (
-            "orders",
-            bits(&[Name::OrderId, Name::Reason]),
-            bit(Name::Instrument),
-        ),
+        "order_placed" => {
+            ("orders", bits(&[Name::OrderId, Name::Instrument, Name::Side, Name::OrderType]), TERMS)
+        }
+        "order_cancelled" => {
+            ("orders", bits(&[Name::OrderId, Name::Reason]), bit(Name::Instrument))
+        }
         "order_amended" => ("orders", bits(&[Name::OrderId, Name::Revision]), TERMS),
         "order_rejected" => ("orders", bits(&[Name::OrderId, Name::Reason]), 0),
         "fill_busted" => (
             "fills",
-            bits(&[
-                Name::FillId,
-                Name::OrderId,
-                Name::TradeId,
-                Name::Instrument,
-                Name::Reason,
-            ]),
+            bits(&[Name::FillId, Name::OrderId, Name::TradeId, Name::Instrument, Name::Reason]),
             0,
         ),
         "deposited" => ("transfers", TRANSFER, 0),
@@ -275,20 +249,13 @@ pub fn build<'a>(fields: &Fields<'a>) -> Option<Event<'a>> {
             order_type: text(Name::OrderType),
             terms,
         }),
-        "order_amended" => Kind::Amended {
-            order_id,
-            revision: fields.revision,
-            terms,
-        },
+        "order_amended" => Kind::Amended { order_id, revision: fields.revision, terms },
         "order_cancelled" => Kind::Cancelled {
             order_id,
             reason: text(Name::Reason),
             instrument: fields.optional(Name::Instrument),
         },
-        "order_rejected" => Kind::Rejected {
-            order_id,
-            reason: text(Name::Reason),
-        },
+        "order_rejected" => Kind::Rejected { order_id, reason: text(Name::Reason) },
         "order_filled" => Kind::Filled(Filled {
             order_id,
             fill_id: text(Name::FillId),
@@ -319,20 +286,16 @@ pub fn build<'a>(fields: &Fields<'a>) -> Option<Event<'a>> {
         }),
         _ => return None,
     };
-    Some(Event {
-        account: text(Name::Account),
-        occurred_at: text(Name::OccurredAt),
-        kind,
-    })
+    Some(Event { account: text(Name::Account), occurred_at: text(Name::OccurredAt), kind })
 }
 
 // -- JSON
 
 fn scan(value: &[u8]) -> Option<Fields<'_>> {
     // One pass that compilers make wide: from here on every string is plain.
-    let odd = value.iter().fold(false, |odd, byte| {
-        odd | (*byte < b' ') | (*byte > b'~') | (*byte == b'\\')
-    });
+    let odd = value
+        .iter()
+        .fold(false, |odd, byte| odd | (*byte < b' ') | (*byte > b'~') | (*byte == b'\\'));
     if odd {
         return None;
     }
@@ -392,11 +355,7 @@ fn string(text: &str) -> Option<(&str, &str)> {
 fn are_sure(fields: &Fields, kind: &str) -> bool {
     let all = Name::ALL.iter().filter(|name| fields.has(**name));
     for name in all {
-        let text = if (*name as usize) < fields.texts.len() {
-            fields.text(*name)
-        } else {
-            ""
-        };
+        let text = if (*name as usize) < fields.texts.len() { fields.text(*name) } else { "" };
         let sure = match name {
             Name::Type | Name::Version | Name::Revision => true,
             Name::EventId | Name::OrderId | Name::FillId | Name::TradeId | Name::TransferId => {
@@ -409,9 +368,9 @@ fn are_sure(fields: &Fields, kind: &str) -> bool {
                         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
             }
             Name::OccurredAt => is_time(text.as_bytes()),
-            Name::Instrument => text
-                .split_once('-')
-                .is_some_and(|(base, quote)| is_asset(base) && is_asset(quote)),
+            Name::Instrument => {
+                text.split_once('-').is_some_and(|(base, quote)| is_asset(base) && is_asset(quote))
+            }
             Name::FeeAsset | Name::Asset => is_asset(text),
             Name::Side => matches!(text, "buy" | "sell"),
             Name::OrderType => matches!(text, "limit" | "market"),
@@ -447,9 +406,7 @@ fn are_sure(fields: &Fields, kind: &str) -> bool {
 
 fn is_asset(text: &str) -> bool {
     (1..=32).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'@' | b'_'))
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'@' | b'_'))
 }
 
 enum Sign {
@@ -461,10 +418,7 @@ enum Sign {
 /// Returns the sign of an amount's text, or None where it has not the form of one, or is `-0`.
 fn sign_of(text: &str) -> Option<Sign> {
     let unsigned = text.strip_prefix('-').unwrap_or(text).as_bytes();
-    let whole = unsigned
-        .iter()
-        .take_while(|byte| byte.is_ascii_digit())
-        .count();
+    let whole = unsigned.iter().take_while(|byte| byte.is_ascii_digit()).count();
     if !(1..=20).contains(&whole) || (unsigned[0] == b'0' && whole > 1) {
         return None;
     }
@@ -508,10 +462,7 @@ fn is_time(text: &[u8]) -> bool {
     }
     let mut place = 19;
     if text[place] == b'.' {
-        let digits = text[place + 1..]
-            .iter()
-            .take_while(|byte| byte.is_ascii_digit())
-            .count();
+        let digits = text[place + 1..].iter().take_while(|byte| byte.is_ascii_digit()).count();
         if digits == 0 {
             return false;
         }

@@ -54,11 +54,7 @@ pub fn amended(offset: u64, occurred_at: &str, terms: &Terms) -> Fact {
     fact(
         offset,
         occurred_at,
-        &[
-            Optional(terms.quantity),
-            Optional(terms.limit_price),
-            Optional(terms.reserve),
-        ],
+        &[Optional(terms.quantity), Optional(terms.limit_price), Optional(terms.reserve)],
     )
 }
 
@@ -85,15 +81,7 @@ pub fn filled(offset: u64, occurred_at: &str, event: &Filled) -> Fact {
 }
 
 pub fn busted(offset: u64, occurred_at: &str, event: &Busted) -> Fact {
-    fact(
-        offset,
-        occurred_at,
-        &[
-            Text(event.trade_id),
-            Text(event.instrument),
-            Text(event.reason),
-        ],
-    )
+    fact(offset, occurred_at, &[Text(event.trade_id), Text(event.instrument), Text(event.reason)])
 }
 
 pub fn transfer(offset: u64, occurred_at: &str, event: &Transfer) -> Fact {
@@ -164,9 +152,9 @@ fn content(shape: Shape, fact: &[u8]) -> Result<Vec<Option<String>>, Damaged> {
         .drain(..)
         .enumerate()
         .map(|(place, text)| match text {
-            Some(text) if amounts.contains(&place) => Amount::parse(&text)
-                .map(|amount| Some(amount.plain()))
-                .ok_or(Damaged),
+            Some(text) if amounts.contains(&place) => {
+                Amount::parse(&text).map(|amount| Some(amount.plain())).ok_or(Damaged)
+            }
             None if fee == Some(place) => Ok(Some("0".to_owned())),
             text => Ok(text.map(Cow::into_owned)),
         })

@@ -7,14 +7,15 @@
 use crate::account::Account;
 use crate::amount::Amount;
 use crate::digest::{self, Chain, Sum};
-use crate::event::{Busted, Event, Filled, Kind, Placed as PlacedEvent, Terms, Transfer};
+use crate::event::{self, Busted, Event, Filled, Kind, Placed as PlacedEvent, Terms, Transfer};
 use crate::fact::{self, Fact, Shape};
-use crate::journal::{self, Entry, Trade};
+use crate::journal::{self, Entry, Party, Trade};
 use crate::json::Damaged;
 use crate::keys;
 use crate::order::{Execution, Order, Placed, INLINE};
 use indexmap::IndexMap;
 use std::borrow::Cow;
+use std::sync::OnceLock;
 
 type Map<K, V> = IndexMap<K, V, ahash::RandomState>;
 type Key = Box<[u8]>;
@@ -32,6 +33,8 @@ pub enum Content<'a> {
     Event(Event<'a>),
     /// Why it is none: a short word and a sentence.
     Invalid(String),
+    /// The codec has to look at it.
+    Unsure,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -101,11 +104,7 @@ struct LooseEntry {
 
 impl LooseEntry {
     fn new(value: Loose) -> LooseEntry {
-        LooseEntry {
-            value,
-            element: None,
-            dirty: true,
-        }
+        LooseEntry { value, element: None, dirty: true }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -121,10 +120,32 @@ impl LooseEntry {
 }
 
 /// Where an order keeps a fill.
-enum Place {
+enum Keeping {
     Inline(usize),
     Loose(Key),
     Nowhere,
+}
+
+/// Where the entries that an event is about are in memory; a transfer is about no order.
+#[derive(Clone, Copy)]
+struct Entries {
+    account: usize,
+    order: Option<usize>,
+}
+
+impl Entries {
+    fn order(self) -> usize {
+        self.order.expect("all but transfers have an order")
+    }
+}
+
+/// What all events have: whose they are, what they are about, when they were and where.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    account: &'a str,
+    entries: Entries,
+    time: &'a str,
+    offset: u64,
 }
 
 pub struct Fold {
@@ -135,13 +156,71 @@ pub struct Fold {
     loose: Map<Key, LooseEntry>,
     dirty_accounts: Vec<usize>,
     dirty_orders: Vec<usize>,
+    system: [Option<usize>; Party::SYSTEM], // where their accounts are, once asked for
     total: Sum,
     cached_entries: usize,
     conflict: String,
 }
 
+/// Where in memory the entry of a change is.
+enum Slot {
+    Account(usize),
+    Order(usize),
+    Loose(usize),
+}
+
 /// An entry to be stored, or to be deleted where there is no value.
-pub type Change = (Vec<u8>, Option<Vec<u8>>);
+pub struct Change {
+    pub key: Key,
+    pub value: Option<Vec<u8>>,
+    element: Option<Box<Sum>>, // of the entry that it replaces
+    slot: Slot,
+}
+
+impl Change {
+    pub fn is_account(&self) -> bool {
+        matches!(self.slot, Slot::Account(_))
+    }
+}
+
+/// What changed between two freezes, in order of the keys.
+pub struct Frozen {
+    pub changes: Vec<Change>,
+    total: Sum,
+    hashed: OnceLock<Hashed>,
+}
+
+struct Hashed {
+    total: Sum,
+    elements: Vec<Option<Box<Sum>>>,
+}
+
+impl Frozen {
+    /// Returns the sum over all entries after these changes.
+    pub fn total(&self) -> Sum {
+        self.hashed().total
+    }
+
+    /// Hashing takes longer than all else, so it is not done before it is needed, and may be done
+    /// while the fold goes on.
+    fn hashed(&self) -> &Hashed {
+        self.hashed.get_or_init(|| {
+            let mut total = self.total;
+            let mut elements = Vec::with_capacity(self.changes.len());
+            for change in &self.changes {
+                if let Some(before) = &change.element {
+                    total.subtract(before);
+                }
+                elements.push(change.value.as_ref().map(|value| {
+                    let after = Sum::of_entry(&change.key, value);
+                    total.add(&after);
+                    Box::new(after)
+                }));
+            }
+            Hashed { total, elements }
+        })
+    }
+}
 
 impl Fold {
     /// Returns the fold of a partition whose stored entries add up to `total`.
@@ -156,6 +235,7 @@ impl Fold {
             loose: Map::default(),
             dirty_accounts: Vec::new(),
             dirty_orders: Vec::new(),
+            system: [None; Party::SYSTEM],
             total,
             cached_entries,
             conflict: String::new(),
@@ -168,8 +248,23 @@ impl Fold {
 
     // -- applying
 
-    /// Returns what is wrong with a record's key, if anything is.
-    pub fn key_problem(&self, key: Option<&[u8]>, account: &str) -> Option<String> {
+    /// Returns what a record of a topic holds, without the codec.
+    pub fn content<'a>(&self, topic: &str, record: &Record<'a>) -> Content<'a> {
+        match record.value.and_then(|value| event::parse(topic, value)) {
+            Some(event) => self.checked(record.key, event),
+            None => Content::Unsure,
+        }
+    }
+
+    /// Returns the event, if the key is its account and belongs here.
+    pub fn checked<'a>(&self, key: Option<&[u8]>, event: Event<'a>) -> Content<'a> {
+        match self.key_problem(key, event.account) {
+            Some(problem) => Content::Invalid(problem),
+            None => Content::Event(event),
+        }
+    }
+
+    fn key_problem(&self, key: Option<&[u8]>, account: &str) -> Option<String> {
         let Some(key) = key else {
             return Some("key: the record has no key; it must be the account".to_owned());
         };
@@ -188,7 +283,7 @@ impl Fold {
         log_digest: Option<Chain>,
         shelf: &S,
     ) -> Found<Outcome, S> {
-        let transfers = self.prefetch(&contents, shelf)?;
+        let mut found = self.find(&contents, shelf)?.into_iter();
         let mut outcome = Outcome {
             verdicts: Vec::with_capacity(records.len()),
             refusals: Vec::new(),
@@ -199,23 +294,17 @@ impl Fold {
                 *digest = digest::chain(&*digest, record.offset, record.key, record.value);
             }
             let verdict = match content {
+                Content::Unsure => unreachable!("the codec has looked at it"),
                 Content::Invalid(detail) => {
-                    outcome.refusals.push(Refusal {
-                        place,
-                        conflict: false,
-                        detail,
-                    });
+                    outcome.refusals.push(Refusal { place, conflict: false, detail });
                     Verdict::Invalid
                 }
                 Content::Event(event) => {
-                    let verdict = self.judge(&event, record.offset, &transfers, shelf)?;
+                    let entries = found.next().expect("one for each event");
+                    let verdict = self.judge(&event, entries, record.offset, shelf)?;
                     if verdict == Verdict::Conflict {
                         let detail = std::mem::take(&mut self.conflict);
-                        outcome.refusals.push(Refusal {
-                            place,
-                            conflict: true,
-                            detail,
-                        });
+                        outcome.refusals.push(Refusal { place, conflict: true, detail });
                     }
                     verdict
                 }
@@ -225,115 +314,84 @@ impl Fold {
         Ok(outcome)
     }
 
-    /// Loads what events will ask for and is not in memory, by one question to the store.
+    /// Finds the entries that events are about; those not in memory by one question to the store.
     ///
-    /// Returns the stored transfers.
-    fn prefetch<S: Shelf>(
-        &mut self,
-        contents: &[Content],
-        shelf: &S,
-    ) -> Found<Map<Vec<u8>, Option<Vec<u8>>>, S> {
-        enum Wanted<'a> {
-            Account(&'a str),
-            Order,
-            Transfer,
-        }
-        let mut wanted: Map<Vec<u8>, Wanted> = Map::default();
+    /// Returns where they are, for each event that there is.
+    fn find<S: Shelf>(&mut self, contents: &[Content], shelf: &S) -> Found<Vec<Entries>, S> {
+        let mut found = Vec::with_capacity(contents.len());
+        let mut wanted: Vec<(Vec<u8>, Slot)> = Vec::new();
         for content in contents {
-            let Content::Event(event) = content else {
-                continue;
-            };
-            let account = event.account;
-            if !self.accounts.contains_key(account) {
-                wanted
-                    .entry(keys::balances(account))
-                    .or_insert(Wanted::Account(account));
-            }
-            match &event.kind {
-                Kind::Transfer(transfer) => {
-                    let key = keys::transfer(account, transfer.transfer_id);
-                    if !self.loose.contains_key(&*key) {
-                        wanted.entry(key).or_insert(Wanted::Transfer);
-                    }
-                }
-                other => {
-                    let order_id = other.order_id().expect("all but transfers have an order");
-                    let key = keys::order(account, order_id);
-                    if !self.orders.contains_key(&*key) {
-                        wanted.entry(key).or_insert(Wanted::Order);
-                    }
+            let Content::Event(event) = content else { continue };
+            let account = self.accounts.get_index_of(event.account).unwrap_or_else(|| {
+                let index = self.accounts.insert_full(event.account.into(), Account::default()).0;
+                wanted.push((keys::balances(event.account), Slot::Account(index)));
+                index
+            });
+            let order = event.kind.order_id().map(|order_id| {
+                let key = keys::order(event.account, order_id);
+                self.orders.get_index_of(&*key).unwrap_or_else(|| {
+                    let index = self.orders.insert_full(key.clone().into(), Order::default()).0;
+                    wanted.push((key, Slot::Order(index)));
+                    index
+                })
+            });
+            if let Kind::Transfer(transfer) = &event.kind {
+                let key = keys::transfer(event.account, transfer.transfer_id);
+                if !self.loose.contains_key(&*key) {
+                    wanted.push((key, Slot::Loose(0)));
                 }
             }
+            found.push(Entries { account, order });
         }
-        let mut transfers = Map::default();
         if wanted.is_empty() {
-            return Ok(transfers);
+            return Ok(found);
         }
-        let (keys, wanted): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
-        let values = shelf.get_many(&keys)?;
-        for ((key, what), value) in keys.into_iter().zip(wanted).zip(values) {
-            match what {
-                Wanted::Account(name) => {
-                    self.accounts.insert(name.into(), account_of(&key, value)?);
+        wanted.sort_unstable_by(|one, other| one.0.cmp(&other.0)); // neighbours are found sooner
+        let (keys, slots): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+        for ((key, slot), value) in keys.iter().zip(slots).zip(shelf.get_many(&keys)?) {
+            let Some(value) = value else { continue };
+            match slot {
+                Slot::Account(index) => {
+                    self.accounts[index] = readable(Account::stored(key, &value), key)?;
                 }
-                Wanted::Order => {
-                    let order = order_of(&key, value)?;
-                    self.orders.insert(key.into(), order);
+                Slot::Order(index) => {
+                    self.orders[index] = readable(Order::stored(key, &value), key)?;
                 }
-                Wanted::Transfer => {
-                    transfers.insert(key, value);
+                Slot::Loose(_) => {
+                    let element = Some(Box::new(Sum::of_entry(key, &value)));
+                    let value = Loose::Fact(value.into());
+                    let entry = LooseEntry { value, element, dirty: false };
+                    self.loose.insert(key.clone().into(), entry);
                 }
             }
         }
-        Ok(transfers)
+        Ok(found)
     }
 
     fn judge<S: Shelf>(
         &mut self,
         event: &Event,
+        entries: Entries,
         offset: u64,
-        transfers: &Map<Vec<u8>, Option<Vec<u8>>>,
         shelf: &S,
     ) -> Found<Verdict, S> {
-        let (account, time) = (event.account, event.occurred_at);
-        if let Kind::Transfer(transfer) = &event.kind {
-            return self.transferred(account, time, transfer, offset, transfers, shelf);
-        }
-        let order_id = event
-            .kind
-            .order_id()
-            .expect("all but transfers have an order");
-        let key = keys::order(account, order_id);
-        let order = match self.orders.get_index_of(&*key) {
-            Some(order) => order,
-            None => {
-                let found = order_of(&key, shelf.get(&key)?)?;
-                self.orders.insert_full(key.into(), found).0
-            }
-        };
+        let at = Place { account: event.account, entries, time: event.occurred_at, offset };
         match &event.kind {
-            Kind::Placed(event) => self.placed(order, account, time, event, offset, shelf),
-            Kind::Amended {
-                order_id,
-                revision,
-                terms,
-            } => {
-                let key = keys::amendment(account, order_id, *revision);
-                self.amended(order, account, time, *revision, terms, key, offset, shelf)
+            Kind::Placed(event) => self.placed(at, event, shelf),
+            Kind::Amended { order_id, revision, terms } => {
+                self.amended(at, order_id, *revision, terms, shelf)
             }
-            Kind::Cancelled {
-                reason, instrument, ..
-            } => {
-                let fact = fact::closed(offset, time, reason, *instrument);
-                self.closed(order, account, fact, true, shelf)
+            Kind::Cancelled { reason, instrument, .. } => {
+                let fact = fact::closed(offset, at.time, reason, *instrument);
+                self.closed(at, fact, true)
             }
             Kind::Rejected { reason, .. } => {
-                let fact = fact::closed(offset, time, reason, None);
-                self.closed(order, account, fact, false, shelf)
+                let fact = fact::closed(offset, at.time, reason, None);
+                self.closed(at, fact, false)
             }
-            Kind::Filled(event) => self.filled(order, account, time, event, offset, shelf),
-            Kind::Busted(event) => self.busted(order, account, time, event, offset, shelf),
-            Kind::Transfer(_) => unreachable!("transfers have no order"),
+            Kind::Filled(event) => self.filled(at, event, shelf),
+            Kind::Busted(event) => self.busted(at, event, shelf),
+            Kind::Transfer(event) => self.transferred(at, event, shelf),
         }
     }
 
@@ -355,57 +413,38 @@ impl Fold {
         Ok(Verdict::Conflict)
     }
 
-    fn placed<S: Shelf>(
-        &mut self,
-        index: usize,
-        account: &str,
-        time: &str,
-        event: &PlacedEvent,
-        offset: u64,
-        shelf: &S,
-    ) -> Found<Verdict, S> {
-        let fact = fact::placed(offset, time, event);
-        let order = &mut self.orders[index];
+    fn placed<S: Shelf>(&mut self, at: Place, event: &PlacedEvent, shelf: &S) -> Found<Verdict, S> {
+        let fact = fact::placed(at.offset, at.time, event);
+        let order = &mut self.orders[at.entries.order()];
         if let Some(placed) = &order.placed {
             let shape = Shape::Placed;
-            return Self::compare(
-                &mut self.conflict,
-                shape,
-                &placed.fact,
-                &fact,
-                "order_placed",
-            );
+            return Self::compare(&mut self.conflict, shape, &placed.fact, &fact, "order_placed");
         }
-        order.placed = Some(Placed::of_event(fact, event));
+        order.placed = Some(Box::new(Placed::of_event(fact, event)));
         // Fills that came before the order now count.
         if !order.fills.is_empty() {
-            self.count_early_fills(index, account, event.order_id, shelf)?;
+            self.count_early_fills(at, event.order_id, shelf)?;
         }
-        self.changed(index, account, shelf)?;
+        self.changed(at.entries);
         Ok(Verdict::Applied)
     }
 
     fn count_early_fills<S: Shelf>(
         &mut self,
-        index: usize,
-        account: &str,
+        at: Place,
         order_id: &str,
         shelf: &S,
     ) -> Found<(), S> {
-        let order = &mut self.orders[index];
+        let order = &mut self.orders[at.entries.order()];
         let mut standing: Vec<Fact> = Vec::new();
         let mut add = |execution: &Execution| {
-            if let Execution {
-                fill: Some(fill),
-                bust: None,
-            } = execution
-            {
+            if let Execution { fill: Some(fill), bust: None } = execution {
                 standing.push(fill.clone());
             }
         };
         order.fills.iter().for_each(|(_, execution)| add(execution));
         if order.more_fills > 0 {
-            let prefix = keys::fills(account, order_id);
+            let prefix = keys::fills(at.account, order_id);
             for (key, value) in shelf.scan(&prefix)? {
                 if !self.loose.contains_key(&*key) {
                     add(&readable(Execution::decode(&value), &key)?);
@@ -430,29 +469,24 @@ impl Fold {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn amended<S: Shelf>(
         &mut self,
-        index: usize,
-        account: &str,
-        time: &str,
+        at: Place,
+        order_id: &str,
         revision: i64,
         terms: &Terms,
-        key: Vec<u8>,
-        offset: u64,
         shelf: &S,
     ) -> Found<Verdict, S> {
-        let fact = fact::amended(offset, time, terms);
-        let order = &mut self.orders[index];
-        let inline = order
-            .amendments
-            .iter()
-            .find(|(known, _)| *known == revision);
+        let fact = fact::amended(at.offset, at.time, terms);
+        let order = &mut self.orders[at.entries.order()];
+        let inline = order.amendments.iter().find(|(known, _)| *known == revision);
+        let key = keys::amendment(at.account, order_id, revision);
         let known = match inline {
             Some((_, fact)) => Some(Cow::Borrowed(&**fact)),
-            None if order.more_amendments > 0 => {
-                loose_fact(&self.loose, &key, shelf)?.map(Cow::Owned)
-            }
+            None if order.more_amendments > 0 => match self.loose.get(&*key) {
+                Some(entry) => Some(Cow::Owned(entry.encode())),
+                None => shelf.get(&key)?.map(Cow::Owned),
+            },
             None => None,
         };
         if let Some(known) = known {
@@ -463,23 +497,15 @@ impl Fold {
             order.amendments.push((revision, fact));
         } else {
             order.more_amendments += 1;
-            self.loose
-                .insert(key.into(), LooseEntry::new(Loose::Fact(fact)));
+            self.loose.insert(key.into(), LooseEntry::new(Loose::Fact(fact)));
         }
         order.amend(revision, terms);
-        self.changed(index, account, shelf)?;
+        self.changed(at.entries);
         Ok(Verdict::Applied)
     }
 
-    fn closed<S: Shelf>(
-        &mut self,
-        index: usize,
-        account: &str,
-        fact: Fact,
-        cancel: bool,
-        shelf: &S,
-    ) -> Found<Verdict, S> {
-        let order = &mut self.orders[index];
+    fn closed<E>(&mut self, at: Place, fact: Fact, cancel: bool) -> Result<Verdict, Trouble<E>> {
+        let order = &mut self.orders[at.entries.order()];
         let (known, kind) = if cancel {
             (&mut order.cancelled, "order_cancelled")
         } else {
@@ -489,184 +515,155 @@ impl Fold {
             return Self::compare(&mut self.conflict, Shape::Closed, known, &fact, kind);
         }
         *known = Some(fact);
-        self.changed(index, account, shelf)?;
+        self.changed(at.entries);
         Ok(Verdict::Applied)
     }
 
-    fn filled<S: Shelf>(
-        &mut self,
-        index: usize,
-        account: &str,
-        time: &str,
-        event: &Filled,
-        offset: u64,
-        shelf: &S,
-    ) -> Found<Verdict, S> {
-        let place = self.locate(index, account, event.order_id, event.fill_id, shelf)?;
-        let fact = fact::filled(offset, time, event);
-        let known = self.execution(index, &place);
+    fn filled<S: Shelf>(&mut self, at: Place, event: &Filled, shelf: &S) -> Found<Verdict, S> {
+        let index = at.entries.order();
+        let keeping = self.locate(index, at.account, event.order_id, event.fill_id, shelf)?;
+        let fact = fact::filled(at.offset, at.time, event);
+        let known = self.execution(index, &keeping);
         if let Some(stored) = known.and_then(|execution| execution.fill.as_ref()) {
             let stored = stored.clone();
-            return Self::compare(
-                &mut self.conflict,
-                Shape::Fill,
-                &stored,
-                &fact,
-                "order_filled",
-            );
+            return Self::compare(&mut self.conflict, Shape::Fill, &stored, &fact, "order_filled");
         }
         let is_busted = known.is_some_and(|execution| execution.bust.is_some());
         let trade = Trade::of_event(event);
-        let mut entry = trade.entry(account);
-        self.post(&entry, shelf)?;
+        let mut entry = trade.entry();
+        self.post(at.entries, &entry, shelf)?;
         if is_busted {
             journal::reverse(&mut entry);
-            self.post(&entry, shelf)?;
+            self.post(at.entries, &entry, shelf)?;
         } else {
             let order = &mut self.orders[index];
             if order.counts(&trade) {
                 order.count(&trade);
             }
         }
-        self.keep(
-            index,
-            account,
-            event.order_id,
-            event.fill_id,
-            place,
-            |execution| {
-                execution.fill = Some(fact);
-            },
-        );
-        self.changed(index, account, shelf)?;
+        self.keep(at, event.order_id, event.fill_id, keeping, |execution| {
+            execution.fill = Some(fact);
+        });
+        self.changed(at.entries);
         Ok(Verdict::Applied)
     }
 
-    fn busted<S: Shelf>(
-        &mut self,
-        index: usize,
-        account: &str,
-        time: &str,
-        event: &Busted,
-        offset: u64,
-        shelf: &S,
-    ) -> Found<Verdict, S> {
-        let place = self.locate(index, account, event.order_id, event.fill_id, shelf)?;
-        let fact = fact::busted(offset, time, event);
-        let known = self.execution(index, &place);
+    fn busted<S: Shelf>(&mut self, at: Place, event: &Busted, shelf: &S) -> Found<Verdict, S> {
+        let index = at.entries.order();
+        let keeping = self.locate(index, at.account, event.order_id, event.fill_id, shelf)?;
+        let fact = fact::busted(at.offset, at.time, event);
+        let known = self.execution(index, &keeping);
         if let Some(stored) = known.and_then(|execution| execution.bust.as_ref()) {
             let stored = stored.clone();
-            return Self::compare(
-                &mut self.conflict,
-                Shape::Bust,
-                &stored,
-                &fact,
-                "fill_busted",
-            );
+            return Self::compare(&mut self.conflict, Shape::Bust, &stored, &fact, "fill_busted");
         }
         if let Some(fill) = known.and_then(|execution| execution.fill.clone()) {
             let texts = readable(fact::texts(&fill), &fill)?;
             let trade = readable(Trade::of_texts(&texts), &fill)?;
-            let mut entry = trade.entry(account);
+            let mut entry = trade.entry();
             journal::reverse(&mut entry);
-            self.post(&entry, shelf)?;
+            self.post(at.entries, &entry, shelf)?;
             let order = &mut self.orders[index];
             if order.counts(&trade) {
                 order.discount(&trade);
             }
         }
-        self.keep(
-            index,
-            account,
-            event.order_id,
-            event.fill_id,
-            place,
-            |execution| {
-                execution.bust = Some(fact);
-            },
-        );
-        self.changed(index, account, shelf)?;
+        self.keep(at, event.order_id, event.fill_id, keeping, |execution| {
+            execution.bust = Some(fact);
+        });
+        self.changed(at.entries);
         Ok(Verdict::Applied)
     }
 
     fn transferred<S: Shelf>(
         &mut self,
-        account: &str,
-        time: &str,
+        at: Place,
         event: &Transfer,
-        offset: u64,
-        transfers: &Map<Vec<u8>, Option<Vec<u8>>>,
         shelf: &S,
     ) -> Found<Verdict, S> {
-        let fact = fact::transfer(offset, time, event);
-        let key = keys::transfer(account, event.transfer_id);
-        let known = match (self.loose.get(&*key), transfers.get(&*key)) {
-            (None, Some(stored)) => stored.clone(),
-            _ => loose_fact(&self.loose, &key, shelf)?,
-        };
-        if let Some(known) = known {
-            let shape = Shape::Transfer;
+        let fact = fact::transfer(at.offset, at.time, event);
+        let key = keys::transfer(at.account, event.transfer_id);
+        if let Some(entry) = self.loose.get(&*key) {
+            let (shape, known) = (Shape::Transfer, entry.encode());
             return Self::compare(&mut self.conflict, shape, &known, &fact, event.kind);
         }
-        self.loose
-            .insert(key.into(), LooseEntry::new(Loose::Fact(fact)));
-        self.post(&journal::transfer_entry(account, event), shelf)?;
+        self.loose.insert(key.into(), LooseEntry::new(Loose::Fact(fact)));
+        self.post(at.entries, &journal::transfer_entry(event), shelf)?;
         Ok(Verdict::Applied)
     }
 
     // -- entries in memory
 
-    fn post<S: Shelf>(&mut self, entry: &Entry, shelf: &S) -> Found<(), S> {
+    fn post<S: Shelf>(&mut self, entries: Entries, entry: &Entry, shelf: &S) -> Found<(), S> {
         for pair in entry {
-            let row = self.account(pair.debit, shelf)?.row(pair.asset);
+            let index = self.account_of(pair.debit, entries, shelf)?;
+            let row = self.changing(index).row(pair.asset);
             row.debits = row.debits.add(&pair.amount);
-            let row = self.account(pair.credit, shelf)?.row(pair.asset);
+            let index = self.account_of(pair.credit, entries, shelf)?;
+            let row = self.changing(index).row(pair.asset);
             row.credits = row.credits.add(&pair.amount);
         }
         Ok(())
     }
 
-    /// Returns an account that is about to change.
-    fn account<S: Shelf>(&mut self, name: &str, shelf: &S) -> Found<&mut Account, S> {
+    fn account_of<S: Shelf>(
+        &mut self,
+        party: Party,
+        entries: Entries,
+        shelf: &S,
+    ) -> Found<usize, S> {
+        if party == Party::Customer {
+            return Ok(entries.account);
+        }
+        if let Some(index) = self.system[party as usize] {
+            return Ok(index);
+        }
+        let name = party.name("");
         let index = match self.accounts.get_index_of(name) {
             Some(index) => index,
             None => {
                 let key = keys::balances(name);
-                let account = account_of(&key, shelf.get(&key)?)?;
+                let account = match shelf.get(&key)? {
+                    Some(value) => readable(Account::stored(&key, &value), &key)?,
+                    None => Account::default(),
+                };
                 self.accounts.insert_full(name.into(), account).0
             }
         };
+        self.system[party as usize] = Some(index);
+        Ok(index)
+    }
+
+    /// Returns an account that is about to change.
+    fn changing(&mut self, index: usize) -> &mut Account {
         let account = &mut self.accounts[index];
         if !account.dirty {
             account.dirty = true;
             self.dirty_accounts.push(index);
         }
-        Ok(account)
+        account
     }
 
     /// Notes that an order changed, and lets its account's hold follow.
-    fn changed<S: Shelf>(&mut self, index: usize, account: &str, shelf: &S) -> Found<(), S> {
+    fn changed(&mut self, entries: Entries) {
+        let index = entries.order();
         let order = &mut self.orders[index];
         if !order.dirty {
             order.dirty = true;
             self.dirty_orders.push(index);
         }
         if order.placed.is_none() {
-            return Ok(());
+            return;
         }
         let hold = order.hold();
         let change = hold.subtract(order.held());
         if change.is_zero() {
-            return Ok(());
+            return;
         }
-        let asset = order
-            .hold_asset()
-            .expect("a placed order holds an asset")
-            .to_owned();
-        order.held = Some(hold);
-        let row = self.account(account, shelf)?.row(&asset);
+        order.set_held(hold);
+        let asset = order.hold_asset().expect("a placed order holds an asset").to_owned();
+        let row = self.changing(entries.account).row(&asset);
         row.hold = row.hold.add(&change);
-        Ok(())
     }
 
     /// Returns where an order keeps a fill and its bust.
@@ -677,22 +674,18 @@ impl Fold {
         order_id: &str,
         fill_id: &str,
         shelf: &S,
-    ) -> Found<Place, S> {
+    ) -> Found<Keeping, S> {
         let order = &self.orders[index];
-        if let Some(place) = order
-            .fills
-            .iter()
-            .position(|(known, _)| **known == *fill_id)
-        {
-            return Ok(Place::Inline(place));
+        if let Some(place) = order.fills.iter().position(|(known, _)| **known == *fill_id) {
+            return Ok(Keeping::Inline(place));
         }
         if order.more_fills == 0 {
-            return Ok(Place::Nowhere);
+            return Ok(Keeping::Nowhere);
         }
         let key = keys::fill(account, order_id, fill_id);
         if !self.loose.contains_key(&*key) {
             let Some(value) = shelf.get(&key)? else {
-                return Ok(Place::Nowhere);
+                return Ok(Keeping::Nowhere);
             };
             let execution = readable(Execution::decode(&value), &key)?;
             let entry = LooseEntry {
@@ -702,48 +695,47 @@ impl Fold {
             };
             self.loose.insert(key.clone().into(), entry);
         }
-        Ok(Place::Loose(key.into()))
+        Ok(Keeping::Loose(key.into()))
     }
 
-    fn execution(&self, index: usize, place: &Place) -> Option<&Execution> {
-        match place {
-            Place::Inline(place) => Some(&self.orders[index].fills[*place].1),
-            Place::Loose(key) => match &self.loose[key].value {
+    fn execution(&self, index: usize, keeping: &Keeping) -> Option<&Execution> {
+        match keeping {
+            Keeping::Inline(place) => Some(&self.orders[index].fills[*place].1),
+            Keeping::Loose(key) => match &self.loose[key].value {
                 Loose::Execution(execution) => Some(execution),
                 Loose::Fact(_) => None,
             },
-            Place::Nowhere => None,
+            Keeping::Nowhere => None,
         }
     }
 
     /// Changes an execution where it is kept, and finds a place for one that is new.
     fn keep(
         &mut self,
-        index: usize,
-        account: &str,
+        at: Place,
         order_id: &str,
         fill_id: &str,
-        place: Place,
+        keeping: Keeping,
         change: impl FnOnce(&mut Execution),
     ) {
-        let order = &mut self.orders[index];
-        match place {
-            Place::Inline(place) => change(&mut order.fills[place].1),
-            Place::Loose(key) => {
+        let order = &mut self.orders[at.entries.order()];
+        match keeping {
+            Keeping::Inline(place) => change(&mut order.fills[place].1),
+            Keeping::Loose(key) => {
                 let entry = &mut self.loose[&key];
                 if let Loose::Execution(execution) = &mut entry.value {
                     change(execution);
                 }
                 entry.dirty = true;
             }
-            Place::Nowhere => {
+            Keeping::Nowhere => {
                 let mut execution = Execution::default();
                 change(&mut execution);
                 if order.fills.len() < INLINE {
                     order.fills.push((fill_id.into(), execution));
                 } else {
                     order.more_fills += 1;
-                    let key = keys::fill(account, order_id, fill_id);
+                    let key = keys::fill(at.account, order_id, fill_id);
                     let entry = LooseEntry::new(Loose::Execution(execution));
                     self.loose.insert(key.into(), entry);
                 }
@@ -763,12 +755,15 @@ impl Fold {
         let index = match self.orders.get_index_of(&*key) {
             Some(index) => index,
             None => {
-                let order = order_of(&key, shelf.get(&key)?)?;
+                let order = match shelf.get(&key)? {
+                    Some(value) => readable(Order::stored(&key, &value), &key)?,
+                    None => Order::default(),
+                };
                 self.orders.insert_full(key.into(), order).0
             }
         };
-        let place = self.locate(index, account, order_id, fill_id, shelf)?;
-        Ok(self.execution(index, &place).map(|execution| {
+        let keeping = self.locate(index, account, order_id, fill_id, shelf)?;
+        Ok(self.execution(index, &keeping).map(|execution| {
             let mut out = Vec::new();
             execution.write(&mut out);
             out
@@ -778,46 +773,70 @@ impl Fold {
     // -- freezing and settling
 
     /// Returns what changed since the last freeze; `settle` has to come before the next.
-    ///
-    /// Changed accounts are first, as many as the number returned with them.
-    pub fn freeze(&mut self) -> (Vec<Change>, usize) {
+    pub fn freeze(&mut self) -> Frozen {
         let count = self.dirty_accounts.len() + self.dirty_orders.len() + self.loose.len();
         let mut changes = Vec::with_capacity(count);
         for index in self.dirty_accounts.drain(..) {
             let (name, account) = self.accounts.get_index_mut(index).expect("dirty ones stay");
-            let key = keys::balances(name);
-            let value = account.encode();
             account.dirty = false;
-            replace(
-                &mut self.total,
-                &mut account.element,
-                &key,
-                value.as_deref(),
-            );
-            changes.push((key, value));
+            changes.push(Change {
+                key: keys::balances(name).into(),
+                value: account.encode(),
+                element: account.element.take(),
+                slot: Slot::Account(index),
+            });
         }
-        let accounts = changes.len();
         for index in self.dirty_orders.drain(..) {
             let (key, order) = self.orders.get_index_mut(index).expect("dirty ones stay");
-            let value = order.encode();
             order.dirty = false;
-            replace(&mut self.total, &mut order.element, key, Some(&value));
-            changes.push((key.to_vec(), Some(value)));
+            changes.push(Change {
+                key: key.clone(),
+                value: Some(order.encode()),
+                element: order.element.take(),
+                slot: Slot::Order(index),
+            });
         }
-        for (key, entry) in self.loose.iter_mut().filter(|(_, entry)| entry.dirty) {
-            let value = entry.encode();
-            entry.dirty = false;
-            replace(&mut self.total, &mut entry.element, key, Some(&value));
-            changes.push((key.to_vec(), Some(value)));
+        for (index, (key, entry)) in self.loose.iter_mut().enumerate() {
+            if entry.dirty {
+                entry.dirty = false;
+                changes.push(Change {
+                    key: key.clone(),
+                    value: Some(entry.encode()),
+                    element: entry.element.take(),
+                    slot: Slot::Loose(index),
+                });
+            }
         }
-        (changes, accounts)
+        // A store takes neighbours sooner than what lies far apart.
+        changes.sort_unstable_by(|one, other| one.key.cmp(&other.key));
+        Frozen { changes, total: self.total, hashed: OnceLock::new() }
     }
 
-    /// Forgets what need not be kept in memory: the last freeze is in the store.
-    pub fn settle(&mut self) {
+    /// Takes in what a freeze came to, which is in the store, and forgets what need not be kept.
+    pub fn settle(&mut self, frozen: &Frozen) {
+        let hashed = frozen.hashed();
+        self.total = hashed.total;
+        for (change, element) in frozen.changes.iter().zip(&hashed.elements) {
+            let entry = match change.slot {
+                Slot::Account(index) => &mut self.accounts[index].element,
+                Slot::Order(index) => {
+                    let order = &mut self.orders[index];
+                    if !order.dirty && order.held().is_zero() {
+                        continue; // it is forgotten below
+                    }
+                    &mut order.element
+                }
+                Slot::Loose(index) => &mut self.loose[index].element,
+            };
+            *entry = element.clone();
+        }
+        self.evict();
+    }
+
+    fn evict(&mut self) {
+        self.system = [None; Party::SYSTEM];
         self.loose.retain(|_, entry| entry.dirty);
-        self.orders
-            .retain(|_, order| order.dirty || !order.held().is_zero());
+        self.orders.retain(|_, order| order.dirty || !order.held().is_zero());
         if self.orders.len() > self.cached_entries {
             self.orders.retain(|_, order| order.dirty);
         }
@@ -825,61 +844,10 @@ impl Fold {
             self.accounts.retain(|_, account| account.dirty);
         }
         let dirty = |(index, is_dirty): (usize, bool)| is_dirty.then_some(index);
-        self.dirty_orders = self
-            .orders
-            .values()
-            .map(|order| order.dirty)
-            .enumerate()
-            .filter_map(dirty)
-            .collect();
-        self.dirty_accounts = self
-            .accounts
-            .values()
-            .map(|found| found.dirty)
-            .enumerate()
-            .filter_map(dirty)
-            .collect();
-    }
-}
-
-fn replace(total: &mut Sum, element: &mut Option<Box<Sum>>, key: &[u8], value: Option<&[u8]>) {
-    if let Some(before) = element.take() {
-        total.subtract(&before);
-    }
-    if let Some(value) = value {
-        let after = Sum::of_entry(key, value);
-        total.add(&after);
-        *element = Some(Box::new(after));
-    }
-}
-
-fn account_of<E>(key: &[u8], value: Option<Vec<u8>>) -> Result<Account, Trouble<E>> {
-    let Some(value) = value else {
-        return Ok(Account::default());
-    };
-    let mut account = readable(Account::decode(&value), key)?;
-    account.element = Some(Box::new(Sum::of_entry(key, &value)));
-    Ok(account)
-}
-
-fn order_of<E>(key: &[u8], value: Option<Vec<u8>>) -> Result<Order, Trouble<E>> {
-    let Some(value) = value else {
-        return Ok(Order::default());
-    };
-    let mut order = readable(Order::decode(&value), key)?;
-    order.element = Some(Box::new(Sum::of_entry(key, &value)));
-    Ok(order)
-}
-
-/// Returns a fact that is an entry of its own, or None.
-fn loose_fact<S: Shelf>(
-    loose: &Map<Key, LooseEntry>,
-    key: &[u8],
-    shelf: &S,
-) -> Found<Option<Vec<u8>>, S> {
-    match loose.get(key) {
-        Some(entry) => Ok(Some(entry.encode())),
-        None => Ok(shelf.get(key)?),
+        self.dirty_orders =
+            self.orders.values().map(|order| order.dirty).enumerate().filter_map(dirty).collect();
+        self.dirty_accounts =
+            self.accounts.values().map(|found| found.dirty).enumerate().filter_map(dirty).collect();
     }
 }
 
@@ -919,11 +887,7 @@ pub struct OrderView {
 impl OrderView {
     pub fn of(value: &[u8]) -> Result<OrderView, Damaged> {
         let order = Order::decode(value)?;
-        let terms = [
-            order.term_quantity(),
-            order.term_limit_price(),
-            order.term_reserve(),
-        ];
+        let terms = [order.term_quantity(), order.term_limit_price(), order.term_reserve()];
         Ok(OrderView {
             is_open: order.is_open(),
             is_complete: order.is_complete(),

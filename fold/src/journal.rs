@@ -11,28 +11,47 @@ use arrayvec::ArrayVec;
 use std::borrow::Cow;
 use std::cmp::Ordering;
 
-pub const CLEARING: &str = "@clearing";
-pub const FEES: &str = "@fees";
-pub const EXTERNAL: &str = "@external";
-pub const ADJUSTMENTS: &str = "@adjustments";
+/// Whose account is debited or credited: the event's own, or one that closes every entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Party {
+    Clearing,
+    Fees,
+    External,
+    Adjustments,
+    Customer,
+}
+
+impl Party {
+    /// How many system accounts there are; their numbers come first.
+    pub const SYSTEM: usize = 4;
+
+    /// Returns the account's name.
+    pub fn name(self, customer: &str) -> &str {
+        match self {
+            Party::Customer => customer,
+            Party::Clearing => "@clearing",
+            Party::Fees => "@fees",
+            Party::External => "@external",
+            Party::Adjustments => "@adjustments",
+        }
+    }
+}
+
+use Party::{Adjustments, Clearing, Customer, External, Fees};
 
 /// A debit posting and the credit posting that closes it; the amount is at least 0.
 pub struct Pair<'a> {
-    pub debit: &'a str,
-    pub credit: &'a str,
+    pub debit: Party,
+    pub credit: Party,
     pub asset: &'a str,
     pub amount: Amount,
 }
 
 pub type Entry<'a> = ArrayVec<Pair<'a>, 3>;
 
-fn pair<'a>(debit: &'a str, credit: &'a str, asset: &'a str, amount: Amount) -> Pair<'a> {
-    Pair {
-        debit,
-        credit,
-        asset,
-        amount,
-    }
+fn pair(debit: Party, credit: Party, asset: &str, amount: Amount) -> Pair<'_> {
+    Pair { debit, credit, asset, amount }
 }
 
 /// Returns base and quote asset.
@@ -90,20 +109,20 @@ impl<'a> Trade<'a> {
     }
 
     /// Returns the entry of this side of a trade.
-    pub fn entry(&self, account: &'a str) -> Entry<'a> {
+    pub fn entry(&self) -> Entry<'a> {
         let (base, quote) = split_instrument(self.instrument);
         let (quantity, notional) = (self.quantity.clone(), self.notional.clone());
         let mut entry = Entry::new();
         if self.side == "buy" {
-            entry.push(pair(account, CLEARING, quote, notional));
-            entry.push(pair(CLEARING, account, base, quantity));
+            entry.push(pair(Customer, Clearing, quote, notional));
+            entry.push(pair(Clearing, Customer, base, quantity));
         } else {
-            entry.push(pair(CLEARING, account, quote, notional));
-            entry.push(pair(account, CLEARING, base, quantity));
+            entry.push(pair(Clearing, Customer, quote, notional));
+            entry.push(pair(Customer, Clearing, base, quantity));
         }
         match self.fee.sign() {
-            Ordering::Greater => entry.push(pair(account, FEES, self.fee_asset, self.fee.clone())),
-            Ordering::Less => entry.push(pair(FEES, account, self.fee_asset, self.fee.negated())),
+            Ordering::Greater => entry.push(pair(Customer, Fees, self.fee_asset, self.fee.clone())),
+            Ordering::Less => entry.push(pair(Fees, Customer, self.fee_asset, self.fee.negated())),
             Ordering::Equal => {}
         }
         entry
@@ -112,11 +131,8 @@ impl<'a> Trade<'a> {
     /// Returns what it took of its order's hold asset, a fee in that asset included.
     pub fn taken(&self) -> Amount {
         let (base, quote) = split_instrument(self.instrument);
-        let (asset, amount) = if self.side == "buy" {
-            (quote, &self.notional)
-        } else {
-            (base, &self.quantity)
-        };
+        let (asset, amount) =
+            if self.side == "buy" { (quote, &self.notional) } else { (base, &self.quantity) };
         if self.fee_asset == asset {
             amount.add(&self.fee)
         } else {
@@ -132,22 +148,22 @@ pub fn with_stored<T>(fill: &[u8], use_it: impl FnOnce(&Trade) -> T) -> Result<T
 }
 
 /// Returns the entry of a deposit, a withdrawal or an adjustment.
-pub fn transfer_entry<'a>(account: &'a str, event: &Transfer<'a>) -> Entry<'a> {
+pub fn transfer_entry<'a>(event: &Transfer<'a>) -> Entry<'a> {
     let moved = amount(event.amount);
     let mut entry = Entry::new();
     match event.kind {
-        "deposited" => entry.push(pair(EXTERNAL, account, event.asset, moved)),
+        "deposited" => entry.push(pair(External, Customer, event.asset, moved)),
         "withdrawn" => {
-            entry.push(pair(account, EXTERNAL, event.asset, moved));
+            entry.push(pair(Customer, External, event.asset, moved));
             let fee = event.fee.map_or(ZERO, amount);
             if !fee.is_zero() {
-                entry.push(pair(account, FEES, event.asset, fee));
+                entry.push(pair(Customer, Fees, event.asset, fee));
             }
         }
         _ if moved.sign() == Ordering::Greater => {
-            entry.push(pair(ADJUSTMENTS, account, event.asset, moved));
+            entry.push(pair(Adjustments, Customer, event.asset, moved));
         }
-        _ => entry.push(pair(account, ADJUSTMENTS, event.asset, moved.negated())),
+        _ => entry.push(pair(Customer, Adjustments, event.asset, moved.negated())),
     }
     entry
 }

@@ -8,10 +8,7 @@ pub struct Damaged;
 
 pub fn write_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
-    if text
-        .bytes()
-        .all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\')
-    {
+    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
         out.extend_from_slice(text.as_bytes());
     } else {
         for byte in text.bytes() {
@@ -91,10 +88,7 @@ impl<'a> Reader<'a> {
 
     pub fn integer(&mut self) -> Result<i64, Damaged> {
         let begin = self.place;
-        while self
-            .peek()
-            .is_some_and(|byte| byte == b'-' || byte.is_ascii_digit())
-        {
+        while self.peek().is_some_and(|byte| byte == b'-' || byte.is_ascii_digit()) {
             self.place += 1;
         }
         let text = std::str::from_utf8(&self.bytes[begin..self.place]).map_err(|_| Damaged)?;

@@ -15,7 +15,7 @@ mod records;
 use digest::Sum;
 use event::{Fields, Name};
 use fold::{Content, OrderView, Record, Shelf, Trouble};
-use journal::Entry;
+use journal::{Entry, Party};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
 use pyo3::prelude::*;
@@ -35,10 +35,7 @@ impl Shelf for PyShelf<'_> {
 
     fn get(&self, key: &[u8]) -> PyResult<Option<Vec<u8>>> {
         Python::attach(|py| {
-            let found = self
-                .store
-                .bind(py)
-                .call_method1("get", (PyBytes::new(py, key),))?;
+            let found = self.store.bind(py).call_method1("get", (PyBytes::new(py, key),))?;
             found.extract()
         })
     }
@@ -62,10 +59,7 @@ impl Shelf for PyShelf<'_> {
 
     fn scan(&self, prefix: &[u8]) -> PyResult<Vec<(Vec<u8>, Vec<u8>)>> {
         Python::attach(|py| {
-            let entries = self
-                .store
-                .bind(py)
-                .call_method1("scan", (PyBytes::new(py, prefix),))?;
+            let entries = self.store.bind(py).call_method1("scan", (PyBytes::new(py, prefix),))?;
             entries.try_iter()?.map(|entry| entry?.extract()).collect()
         })
     }
@@ -109,11 +103,7 @@ impl Fold {
     ) -> PyResult<Fold> {
         let total = Sum::from_bytes(total)
             .ok_or_else(|| PyValueError::new_err("a sum of entries has 256 bytes"))?;
-        Ok(Fold {
-            fold: fold::Fold::new(number, partitions, total, cached_entries),
-            store,
-            judge,
-        })
+        Ok(Fold { fold: fold::Fold::new(number, partitions, total, cached_entries), store, judge })
     }
 
     /// Applies records of a topic, the first at `position` or later: `Records`, or a list of objects.
@@ -133,11 +123,8 @@ impl Fold {
             let read: Vec<_> = records.records.iter().collect();
             return self.apply_all(py, topic, &read, position, log_digest);
         }
-        let names = [
-            pyo3::intern!(py, "offset"),
-            pyo3::intern!(py, "key"),
-            pyo3::intern!(py, "value"),
-        ];
+        let names =
+            [pyo3::intern!(py, "offset"), pyo3::intern!(py, "key"), pyo3::intern!(py, "value")];
         let mut held = Vec::new();
         for record in records.cast::<PyList>()?.iter() {
             let [offset, key, value] = names.map(|name| record.getattr(name));
@@ -145,11 +132,7 @@ impl Fold {
         }
         let mut read = Vec::with_capacity(held.len());
         for (offset, key, value) in &held {
-            read.push(Record {
-                offset: *offset,
-                key: bytes_of(key)?,
-                value: bytes_of(value)?,
-            });
+            read.push(Record { offset: *offset, key: bytes_of(key)?, value: bytes_of(value)? });
         }
         self.apply_all(py, topic, &read, position, log_digest)
     }
@@ -163,33 +146,23 @@ impl Fold {
         fill_id: &str,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         let shelf = PyShelf { store: &self.store };
-        let found = self
-            .fold
-            .execution_of(account, order_id, fill_id, &shelf)
-            .map_err(raised)?;
+        let found = self.fold.execution_of(account, order_id, fill_id, &shelf).map_err(raised)?;
         Ok(found.map(|value| PyBytes::new(py, &value)))
     }
 
-    /// Returns the entries that changed since the last freeze (None: deleted), accounts first, and
-    /// how many of them are accounts.
-    fn freeze<'py>(&mut self, py: Python<'py>) -> PyResult<(Bound<'py, PyDict>, usize)> {
+    /// Returns what changed since the last freeze; it is to be settled before the next.
+    fn freeze(&mut self, py: Python<'_>) -> Frozen {
         let fold = &mut self.fold;
-        let (changes, accounts) = py.detach(|| fold.freeze());
-        let entries = PyDict::new(py);
-        for (key, value) in changes {
-            let value = value.map(|value| PyBytes::new(py, &value));
-            entries.set_item(PyBytes::new(py, &key), value)?;
-        }
-        Ok((entries, accounts))
+        Frozen { frozen: py.detach(|| fold.freeze()) }
     }
 
-    /// Forgets what need not be kept in memory; the last freeze is in the store.
-    fn settle(&mut self, py: Python<'_>) {
-        let fold = &mut self.fold;
-        py.detach(|| fold.settle());
+    /// Takes in what a freeze came to, which is in the store, and forgets what need not be kept.
+    fn settle(&mut self, py: Python<'_>, frozen: &Bound<'_, Frozen>) {
+        let (fold, frozen) = (&mut self.fold, &frozen.get().frozen);
+        py.detach(|| fold.settle(frozen));
     }
 
-    /// The sum over all entries as of the last freeze, 256 bytes, little-endian.
+    /// The sum over all entries as of the last freeze that was settled, 256 bytes, little-endian.
     #[getter]
     fn total<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &self.fold.total().to_bytes())
@@ -197,13 +170,8 @@ impl Fold {
 }
 
 type Refusals = Vec<(usize, bool, String)>;
-type Applied<'py> = (
-    u64,
-    Bound<'py, PyBytes>,
-    Refusals,
-    Option<Bound<'py, PyBytes>>,
-    Option<Bound<'py, PyBytes>>,
-);
+type Applied<'py> =
+    (u64, Bound<'py, PyBytes>, Refusals, Option<Bound<'py, PyBytes>>, Option<Bound<'py, PyBytes>>);
 
 impl Fold {
     fn apply_all<'py>(
@@ -223,56 +191,30 @@ impl Fold {
             }
             position = record.offset + 1;
         }
-        let parsed: Vec<_> = py.detach(|| {
-            records
-                .iter()
-                .map(|record| record.value.and_then(|value| event::parse(topic, value)))
-                .collect()
-        });
+        let fold = &self.fold;
+        let mut contents: Vec<_> =
+            py.detach(|| records.iter().map(|record| fold.content(topic, record)).collect());
         let arena = Arena::new();
-        let mut contents = Vec::with_capacity(parsed.len());
-        for (event, record) in parsed.into_iter().zip(records) {
-            let content = match event {
-                Some(event) => Content::Event(event),
-                None => self.judged(py, topic, record.value, &arena)?,
-            };
-            contents.push(match content {
-                Content::Event(event) => match self.fold.key_problem(record.key, event.account) {
-                    Some(problem) => Content::Invalid(problem),
-                    None => Content::Event(event),
-                },
-                invalid => invalid,
-            });
+        for (content, record) in contents.iter_mut().zip(records) {
+            if matches!(content, Content::Unsure) {
+                *content = match self.judged(py, topic, record.value, &arena)? {
+                    Content::Event(event) => self.fold.checked(record.key, event),
+                    other => other,
+                };
+            }
         }
         let (fold, store) = (&mut self.fold, &self.store);
         let shelf = PyShelf { store };
-        let outcome = py
-            .detach(|| fold.apply(records, contents, log_digest, &shelf))
-            .map_err(raised)?;
-        let verdicts: Vec<u8> = outcome
-            .verdicts
-            .iter()
-            .map(|verdict| *verdict as u8)
-            .collect();
-        let refusals = outcome
-            .refusals
-            .into_iter()
-            .map(|r| (r.place, r.conflict, r.detail))
-            .collect();
+        let outcome =
+            py.detach(|| fold.apply(records, contents, log_digest, &shelf)).map_err(raised)?;
+        let verdicts: Vec<u8> = outcome.verdicts.iter().map(|verdict| *verdict as u8).collect();
+        let refusals =
+            outcome.refusals.into_iter().map(|r| (r.place, r.conflict, r.detail)).collect();
         let digest = outcome.log_digest.map(|digest| PyBytes::new(py, &digest));
         let last = records.last().map(|last| {
-            PyBytes::new(
-                py,
-                &digest::chain(&[0; 32], last.offset, last.key, last.value),
-            )
+            PyBytes::new(py, &digest::chain(&[0; 32], last.offset, last.key, last.value))
         });
-        Ok((
-            position,
-            PyBytes::new(py, &verdicts),
-            refusals,
-            digest,
-            last,
-        ))
+        Ok((position, PyBytes::new(py, &verdicts), refusals, digest, last))
     }
 
     /// Returns what the codec says of a record: the event's fields, or why there is none.
@@ -298,9 +240,7 @@ impl Fold {
             }
         }
         let event = event::build(&fields);
-        Ok(Content::Event(
-            event.ok_or_else(|| PyValueError::new_err("an unknown type"))?,
-        ))
+        Ok(Content::Event(event.ok_or_else(|| PyValueError::new_err("an unknown type"))?))
     }
 }
 
@@ -314,25 +254,16 @@ fn bytes_of<'a>(found: &'a Bound<'_, PyAny>) -> PyResult<Option<&'a [u8]>> {
 
 type Postings = Vec<(String, String, String, String)>;
 
-fn postings(entry: &Entry) -> Postings {
-    let text = str::to_owned;
+fn postings(account: &str, entry: &Entry) -> Postings {
+    let name = |party: Party| party.name(account).to_owned();
     let pairs = entry.iter();
-    pairs
-        .map(|p| {
-            (
-                text(p.debit),
-                text(p.credit),
-                text(p.asset),
-                p.amount.plain(),
-            )
-        })
-        .collect()
+    pairs.map(|p| (name(p.debit), name(p.credit), p.asset.to_owned(), p.amount.plain())).collect()
 }
 
 /// Returns the entry of a stored fill: account debited, account credited, asset, amount.
 #[pyfunction]
 fn fill_entry(account: &str, fill: &[u8]) -> PyResult<Postings> {
-    journal::with_stored(fill, |trade| postings(&trade.entry(account))).map_err(|_| damaged(fill))
+    journal::with_stored(fill, |trade| postings(account, &trade.entry())).map_err(|_| damaged(fill))
 }
 
 /// Returns the entry of a transfer: account debited, account credited, asset, amount.
@@ -345,15 +276,8 @@ fn transfer_entry(
     amount: &str,
     fee: Option<&str>,
 ) -> Postings {
-    let event = event::Transfer {
-        kind,
-        transfer_id: "",
-        asset,
-        amount,
-        fee,
-        reason: None,
-    };
-    postings(&journal::transfer_entry(account, &event))
+    let event = event::Transfer { kind, transfer_id: "", asset, amount, fee, reason: None };
+    postings(account, &journal::transfer_entry(&event))
 }
 
 /// Returns what a fill moves in quote, as canonical text.
@@ -370,19 +294,9 @@ type Terms = (bool, bool, Vec<Option<String>>, Option<String>, String);
 #[pyfunction]
 fn order_terms(stored: &[u8]) -> PyResult<Terms> {
     let view = OrderView::of(stored).map_err(|_| damaged(stored))?;
-    let terms = view
-        .terms
-        .iter()
-        .map(|term| term.as_ref().map(amount::Amount::plain))
-        .collect();
+    let terms = view.terms.iter().map(|term| term.as_ref().map(amount::Amount::plain)).collect();
     let remaining = view.remaining.map(|amount| amount.plain());
-    Ok((
-        view.is_open,
-        view.is_complete,
-        terms,
-        remaining,
-        view.hold.plain(),
-    ))
+    Ok((view.is_open, view.is_complete, terms, remaining, view.hold.plain()))
 }
 
 /// Returns the log digest (32 bytes) after one more record.
@@ -398,6 +312,36 @@ fn chain<'py>(
     PyBytes::new(py, &digest::chain(previous, offset, key, value))
 }
 
+/// What changed between two freezes. It may be used while the fold goes on.
+#[pyclass(frozen)]
+struct Frozen {
+    frozen: fold::Frozen,
+}
+
+#[pymethods]
+impl Frozen {
+    /// Returns the sum over all entries after these changes, 256 bytes, little-endian.
+    fn total<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &py.detach(|| self.frozen.total()).to_bytes())
+    }
+
+    /// Returns the entries to be stored (None: deleted) by their keys, in order of these.
+    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let entries = PyDict::new(py);
+        for change in &self.frozen.changes {
+            let value = change.value.as_ref().map(|value| PyBytes::new(py, value));
+            entries.set_item(PyBytes::new(py, &change.key), value)?;
+        }
+        Ok(entries)
+    }
+
+    /// Returns the keys of the accounts that changed.
+    fn accounts<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        let accounts = self.frozen.changes.iter().filter(|change| change.is_account());
+        accounts.map(|change| PyBytes::new(py, &change.key)).collect()
+    }
+}
+
 /// Records of one partition from an offset on, as they lie in Kafka's batches.
 #[pyclass]
 struct Records {
@@ -409,20 +353,15 @@ struct Records {
 impl Records {
     #[new]
     fn new(start: u64) -> Records {
-        Records {
-            records: records::Records::default(),
-            start,
-        }
+        Records { records: records::Records::default(), start }
     }
 
     /// Adds the records of a batch that was decompressed and is without its head.
     fn add(&mut self, base_offset: u64, count: usize, payload: PyBuffer<u8>) -> PyResult<()> {
         let payload = Python::attach(|py| payload.to_vec(py))?;
-        self.records
-            .add(self.start, base_offset, count, &payload)
-            .map_err(|_| {
-                PyValueError::new_err(format!("the batch at offset {base_offset} is malformed"))
-            })
+        self.records.add(self.start, base_offset, count, &payload).map_err(|_| {
+            PyValueError::new_err(format!("the batch at offset {base_offset} is malformed"))
+        })
     }
 
     fn __len__(&self) -> usize {
@@ -432,9 +371,7 @@ impl Records {
     /// Returns the offset of a record.
     fn offset(&self, place: usize) -> PyResult<u64> {
         let record = self.records.get(place);
-        record
-            .map(|record| record.offset)
-            .ok_or_else(|| PyIndexError::new_err(place))
+        record.map(|record| record.offset).ok_or_else(|| PyIndexError::new_err(place))
     }
 }
 
@@ -477,6 +414,7 @@ fn is_sure(topic: &str, value: &[u8]) -> bool {
 #[pymodule]
 fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Fold>()?;
+    module.add_class::<Frozen>()?;
     module.add_class::<EntrySum>()?;
     module.add_class::<Records>()?;
     module.add("INLINE", order::INLINE)?;

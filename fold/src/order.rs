@@ -49,11 +49,7 @@ impl Execution {
 }
 
 fn optional_fact(reader: &mut Reader) -> Result<Option<Fact>, Damaged> {
-    Ok(if reader.null() {
-        None
-    } else {
-        Some(reader.raw()?.into())
-    })
+    Ok(if reader.null() { None } else { Some(reader.raw()?.into()) })
 }
 
 fn write_fact(fact: Option<&Fact>, out: &mut Vec<u8>) {
@@ -126,56 +122,77 @@ struct Term {
     amount: Amount,
 }
 
+/// What amendments named.
+#[derive(Default)]
+struct Terms {
+    quantity: Option<Term>,
+    limit_price: Option<Term>,
+    reserve: Option<Term>,
+}
+
+struct Sums {
+    filled: Amount,
+    used: Amount,
+    held: Amount,
+}
+
+const NO_SUMS: Sums = Sums { filled: ZERO, used: ZERO, held: ZERO };
+
 /// What is known of an order.
 ///
 /// `filled` is the base quantity of the fills that count, `used` what they took of the hold asset
 /// (before it is cut off at 0): those not busted, of the order's own instrument and side. `held` is
 /// what the order adds to its account's hold now, `element` belongs to its stored entry.
+///
+/// What seldom is there is kept apart, because orders are moved often.
 #[derive(Default)]
 pub struct Order {
-    pub placed: Option<Placed>,
+    pub placed: Option<Box<Placed>>,
     pub cancelled: Option<Fact>,
     pub rejected: Option<Fact>,
-    quantity: Option<Term>,
-    limit_price: Option<Term>,
-    reserve: Option<Term>,
-    filled: Option<Amount>,
-    used: Option<Amount>,
+    terms: Option<Box<Terms>>,
+    sums: Option<Box<Sums>>,
     pub fills: Vec<(Box<str>, Execution)>,
     pub amendments: Vec<(i64, Fact)>,
     pub more_fills: u64,
     pub more_amendments: u64,
-    pub held: Option<Amount>,
     pub element: Option<Box<Sum>>,
     pub dirty: bool,
 }
 
 impl Order {
+    /// Returns the order that a store has.
+    pub fn stored(key: &[u8], value: &[u8]) -> Result<Order, Damaged> {
+        let mut order = Order::decode(value)?;
+        order.element = Some(Box::new(Sum::of_entry(key, value)));
+        Ok(order)
+    }
+
     pub fn decode(value: &[u8]) -> Result<Order, Damaged> {
         let mut order = Order::default();
         let mut reader = Reader::new(value);
         let next = |reader: &mut Reader| reader.expect(b',');
         reader.expect(b'[')?;
         order.placed = match optional_fact(&mut reader)? {
-            Some(fact) => Some(Placed::decode(&fact)?),
+            Some(fact) => Some(Box::new(Placed::decode(&fact)?)),
             None => None,
         };
         next(&mut reader)?;
         order.cancelled = optional_fact(&mut reader)?;
         next(&mut reader)?;
         order.rejected = optional_fact(&mut reader)?;
-        for term in [
-            &mut order.quantity,
-            &mut order.limit_price,
-            &mut order.reserve,
-        ] {
+        let mut terms = Terms::default();
+        for term in [&mut terms.quantity, &mut terms.limit_price, &mut terms.reserve] {
             next(&mut reader)?;
             *term = read_term(&mut reader)?;
         }
-        for sum in [&mut order.filled, &mut order.used] {
+        order.terms = Some(Box::new(terms));
+        let mut sums = NO_SUMS;
+        for sum in [&mut sums.filled, &mut sums.used] {
             next(&mut reader)?;
-            *sum = Some(Amount::parse(&reader.string()?).ok_or(Damaged)?);
+            *sum = Amount::parse(&reader.string()?).ok_or(Damaged)?;
         }
+        order.sums = Some(Box::new(sums));
         next(&mut reader)?;
         reader.expect(b'{')?;
         while !reader.take(b'}') {
@@ -198,7 +215,7 @@ impl Order {
         }
         reader.expect(b']')?;
         reader.end()?;
-        order.held = Some(order.hold());
+        order.set_held(order.hold());
         Ok(order)
     }
 
@@ -211,9 +228,14 @@ impl Order {
             out.push(b',');
             write_fact(closed.as_ref(), &mut out);
         }
-        for term in [&self.quantity, &self.limit_price, &self.reserve] {
+        let terms = self.terms.as_ref();
+        for term in [
+            terms.and_then(|terms| terms.quantity.as_ref()),
+            terms.and_then(|terms| terms.limit_price.as_ref()),
+            terms.and_then(|terms| terms.reserve.as_ref()),
+        ] {
             out.push(b',');
-            write_term(term.as_ref(), &mut out);
+            write_term(term, &mut out);
         }
         for sum in [self.filled(), self.used()] {
             out.extend_from_slice(b",\"");
@@ -251,61 +273,57 @@ impl Order {
     // -- terms
 
     pub fn filled(&self) -> &Amount {
-        self.filled.as_ref().unwrap_or(&ZERO)
+        self.sums.as_ref().map_or(&ZERO, |sums| &sums.filled)
     }
 
     pub fn used(&self) -> &Amount {
-        self.used.as_ref().unwrap_or(&ZERO)
+        self.sums.as_ref().map_or(&ZERO, |sums| &sums.used)
     }
 
     pub fn held(&self) -> &Amount {
-        self.held.as_ref().unwrap_or(&ZERO)
+        self.sums.as_ref().map_or(&ZERO, |sums| &sums.held)
+    }
+
+    pub fn set_held(&mut self, held: Amount) {
+        self.sums().held = held;
+    }
+
+    fn sums(&mut self) -> &mut Sums {
+        self.sums.get_or_insert_with(|| Box::new(NO_SUMS))
     }
 
     /// Returns the base quantity ordered, or None where the order has only a reserve.
     pub fn term_quantity(&self) -> Option<&Amount> {
-        let placed = self
-            .placed
-            .as_ref()
-            .and_then(|placed| placed.quantity.as_ref());
-        self.quantity.as_ref().map(|term| &term.amount).or(placed)
+        let placed = self.placed.as_ref().and_then(|placed| placed.quantity.as_ref());
+        let term = self.terms.as_ref().and_then(|terms| terms.quantity.as_ref());
+        term.map(|term| &term.amount).or(placed)
     }
 
     /// Returns the limit price in quote per base, or None.
     pub fn term_limit_price(&self) -> Option<&Amount> {
-        let placed = self
-            .placed
-            .as_ref()
-            .and_then(|placed| placed.limit_price.as_ref());
-        self.limit_price
-            .as_ref()
-            .map(|term| &term.amount)
-            .or(placed)
+        let placed = self.placed.as_ref().and_then(|placed| placed.limit_price.as_ref());
+        let term = self.terms.as_ref().and_then(|terms| terms.limit_price.as_ref());
+        term.map(|term| &term.amount).or(placed)
     }
 
     /// Returns the most that the order may use of its hold asset, or None.
     pub fn term_reserve(&self) -> Option<&Amount> {
-        let placed = self
-            .placed
-            .as_ref()
-            .and_then(|placed| placed.reserve.as_ref());
-        self.reserve.as_ref().map(|term| &term.amount).or(placed)
+        let placed = self.placed.as_ref().and_then(|placed| placed.reserve.as_ref());
+        let term = self.terms.as_ref().and_then(|terms| terms.reserve.as_ref());
+        term.map(|term| &term.amount).or(placed)
     }
 
     /// Lets an amendment's terms count where no higher revision names them.
     pub fn amend(&mut self, revision: i64, terms: &event::Terms) {
+        let known = self.terms.get_or_insert_with(Box::default);
         for (term, text) in [
-            (&mut self.quantity, terms.quantity),
-            (&mut self.limit_price, terms.limit_price),
-            (&mut self.reserve, terms.reserve),
+            (&mut known.quantity, terms.quantity),
+            (&mut known.limit_price, terms.limit_price),
+            (&mut known.reserve, terms.reserve),
         ] {
             let Some(text) = text else { continue };
             if term.as_ref().is_none_or(|known| revision > known.revision) {
-                *term = Some(Term {
-                    revision,
-                    text: text.into(),
-                    amount: event::amount(text),
-                });
+                *term = Some(Term { revision, text: text.into(), amount: event::amount(text) });
             }
         }
     }
@@ -321,14 +339,16 @@ impl Order {
 
     /// Adds a fill that counts to `filled` and `used`.
     pub fn count(&mut self, fill: &Trade) {
-        self.filled = Some(self.filled().add(&fill.quantity));
-        self.used = Some(self.used().add(&fill.taken()));
+        let sums = self.sums();
+        sums.filled = sums.filled.add(&fill.quantity);
+        sums.used = sums.used.add(&fill.taken());
     }
 
     /// Takes a busted fill out of `filled` and `used` again.
     pub fn discount(&mut self, fill: &Trade) {
-        self.filled = Some(self.filled().subtract(&fill.quantity));
-        self.used = Some(self.used().subtract(&fill.taken()));
+        let sums = self.sums();
+        sums.filled = sums.filled.subtract(&fill.quantity);
+        sums.used = sums.used.subtract(&fill.taken());
     }
 
     // -- what follows from them
@@ -361,8 +381,7 @@ impl Order {
 
     /// Returns the base quantity not yet filled, never below 0; None without a quantity.
     pub fn remaining(&self) -> Option<Amount> {
-        self.term_quantity()
-            .map(|quantity| quantity.subtract(self.filled()).at_least_zero())
+        self.term_quantity().map(|quantity| quantity.subtract(self.filled()).at_least_zero())
     }
 
     /// Returns what the order holds of its hold asset now; 0 when it is not open.
@@ -374,9 +393,7 @@ impl Order {
             return ZERO;
         }
         if let Some(reserve) = self.term_reserve() {
-            return reserve
-                .subtract(&self.used().clone().at_least_zero())
-                .at_least_zero();
+            return reserve.subtract(&self.used().clone().at_least_zero()).at_least_zero();
         }
         let Some(remaining) = self.remaining() else {
             return ZERO;
@@ -401,11 +418,7 @@ fn read_term(reader: &mut Reader) -> Result<Option<Term>, Damaged> {
     let text: Box<str> = reader.string()?.into();
     reader.expect(b']')?;
     let amount = Amount::parse(&text).ok_or(Damaged)?;
-    Ok(Some(Term {
-        revision,
-        text,
-        amount,
-    }))
+    Ok(Some(Term { revision, text, amount }))
 }
 
 fn write_term(term: Option<&Term>, out: &mut Vec<u8>) {

@@ -32,10 +32,7 @@ impl Records {
     ) -> Result<(), Malformed> {
         let begin = self.data.len();
         self.data.extend_from_slice(payload);
-        let mut reader = Reader {
-            bytes: &self.data,
-            place: begin,
-        };
+        let mut reader = Reader { bytes: &self.data, place: begin };
         for _ in 0..count {
             let length = reader.length()?;
             let end = reader.place.checked_add(length).ok_or(Malformed)?;
@@ -62,11 +59,7 @@ impl Records {
     pub fn get(&self, place: usize) -> Option<Record<'_>> {
         let span = self.spans.get(place)?;
         let slice = |(begin, end): (usize, usize)| &self.data[begin..end];
-        Some(Record {
-            offset: span.offset,
-            key: span.key.map(slice),
-            value: span.value.map(slice),
-        })
+        Some(Record { offset: span.offset, key: span.key.map(slice), value: span.value.map(slice) })
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Record<'_>> {

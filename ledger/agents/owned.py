@@ -2,7 +2,8 @@
 
 A flush freezes what changed, publishes it with its mark in one transaction, and only then writes it
 to the store. So what is published is never behind what is stored, and after a crash the log alone
-says what is missing: it is folded again. Only the publishing waits; records go on being applied.
+says what is missing: it is folded again. Digests, publishing and storing are a thread's business;
+records go on being applied meanwhile.
 """
 
 from __future__ import annotations
@@ -199,6 +200,7 @@ class OwnedPartition:
         self._publisher: Publisher | None = None
         self._log_watch: LogWatch | None = None
         self._reading = threading.Lock()  # held while a snapshot is made, or the store is closed
+        self._writing = threading.Lock()  # held while a freeze is stored, or the store is closed
         self._closing = False
         self._published: Watermark | None = None  # what others can see
         self._letters: Watermark | None = None  # dead letters sent beyond that, without a mark
@@ -264,8 +266,18 @@ class OwnedPartition:
         """Close the store. What was not flushed is folded again by whoever comes next."""
         self.release()
         self._closing = True  # a snapshot being made ends at its next entry
-        with self._reading:
+        with self._reading, self._writing:
             self.store.close()
+
+    def keep(self) -> None:
+        """Bring to disk what is stored, so that nothing is folded again; blocks.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        with self._writing:
+            if not self._closing:
+                self.store.flush()
 
     def damage(self, error: StateError) -> None:
         """Let the state go because its store is damaged; whoever opens it next rebuilds it.
@@ -362,6 +374,9 @@ class OwnedPartition:
         records = self._outgoing(frozen, topic)
         if records:
             publisher.publish(records)
+        with self._writing:
+            if not self._closing:
+                self.partition.write()
         return records
 
     def _is_at_cut(self, frozen: Frozen) -> bool:
@@ -446,6 +461,7 @@ class OwnedPartition:
             reading.callback(entries.close)  # while an iterator lives, the database stays locked
             _, stored = next(entries)  # the header's key is the first of all
             header = read_header(stored)
+            self.store.flush()  # or after a kill the snapshot would be ahead of the store
             try:
                 snapshots.write(header, self._until_closing(entries, reading))
             except _Closing:

@@ -49,6 +49,7 @@ _COMMIT_S: Final = 5.0
 _RETAKE_PAUSE_S: Final = 0.5
 _STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
+_STOP_KEEP_S: Final = 0.5
 _LEAVE_S: Final = 0.8
 _SAY_S: Final = 0.1
 _STOP_S: Final = 4.8  # for all of it
@@ -383,6 +384,9 @@ class LedgerApp(ChunkedApp):
             await self._commit(epoch, owned, _LEAVE_S)
             with contextlib.suppress(TimeoutError, KafkaError):
                 await asyncio.wait_for(self.leave_group(), _LEAVE_S)
+        with contextlib.suppress(TimeoutError, StateError):
+            kept = asyncio.gather(*(self._in_executor(one.keep) for one in owned))
+            await asyncio.wait_for(kept, _STOP_KEEP_S)
 
     def _end_stopped(self, trouble: str | None = None) -> NoReturn:
         if trouble is not None:

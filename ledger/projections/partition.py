@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -143,31 +142,69 @@ class Header(msgspec.Struct, kw_only=True):
     total: str  # the sum of the entries' elements, hex
 
 
-@dataclass(frozen=True)
 class Frozen:
     """What changed since the last freeze, and the state that it led to; immutable.
 
+    What takes time, digests above all, is not made before it is asked for, and may be in another
+    thread while the partition goes on.
+
     Attributes:
-        changes: the entries to store, by their key (None: to delete), those of accounts first.
-        changed_accounts: how many of them are accounts'.
+        partition: the number of the partition.
+        watermark: the position that the state belongs to.
+        counts: of the records before it.
+        log_digests: of them; None for a state that begins in the middle of the log.
+        tips: the last of them.
+        rejected: those of them since the last freeze that were not applied.
     """
 
-    partition: int
-    watermark: Watermark
-    counts: Counts
-    state_digest: str
-    log_digests: dict[str, str] | None
-    tips: Tips
-    changes: dict[bytes, bytes | None]
-    changed_accounts: int
-    rejected: list[Rejected]
+    def __init__(self, header: Header, rejected: list[Rejected], frozen: _fold.Frozen) -> None:
+        """Hold a copy of a header, but for the sum of entries, and the entries that changed."""
+        self.partition = header.partition
+        self.watermark: Watermark = dict(header.watermark)
+        self.counts: Counts = {topic: dict(tally) for topic, tally in header.counts.items()}
+        self.log_digests = header.log_digests
+        self.tips: Tips = dict(header.tips)
+        self.rejected = rejected
+        self._origin = header.origin
+        self._frozen = frozen
+
+    @cached_property
+    def total(self) -> int:
+        """The sum of the entries' elements (see `ledger.digests`)."""
+        return digests.from_bytes(self._frozen.total())
+
+    @cached_property
+    def state_digest(self) -> str:
+        """The digest of the state."""
+        return digests.state_digest(
+            state_header(self.partition, self._origin, self.watermark, self.counts), self.total
+        )
+
+    @cached_property
+    def changes(self) -> dict[bytes, bytes | None]:
+        """The entries to store by their key, in order (None: to delete), and the header."""
+        changes = self._frozen.entries()
+        changes[META_KEY] = _encode(
+            Header(
+                rules_version=RULES_VERSION,
+                partition=self.partition,
+                origin=self._origin,
+                watermark=self.watermark,
+                counts=self.counts,
+                log_digests=self.log_digests,
+                tips=self.tips,
+                total=f"{self.total:x}",
+            )
+        )
+        return changes
 
     @cached_property
     def accounts(self) -> dict[str, Texts]:
         """The totals of the accounts that changed; nothing where all are zero."""
+        changes = self.changes
         return {
-            split_key(key)[0]: {} if value is None else decode_texts(value)
-            for key, value in islice(self.changes.items(), self.changed_accounts)
+            split_key(key)[0]: decode_texts(changes[key] or b"{}")
+            for key in self._frozen.accounts()
         }
 
 
@@ -201,7 +238,8 @@ class Partition:
         self.number = number
         self.origin = origin
         self._store = store
-        self._pending: dict[bytes, bytes | None] = {}
+        self._frozen: tuple[Frozen, _fold.Frozen] | None = None  # until it is settled
+        self._is_written = True  # whether the store has the last freeze
         self._rejected: list[Rejected] = []
         self.is_dirty = False  # whether records were applied since the last freeze
         self.watermark: Watermark = dict.fromkeys(INPUT_TOPICS, 0)
@@ -253,15 +291,9 @@ class Partition:
         return {topic: digest.hex() for topic, digest in self._chains.items()}
 
     def state_digest(self) -> str:
-        """Return the digest of the last frozen state."""
+        """Return the digest of the state, which must be frozen and settled."""
         return digests.state_digest(
-            {
-                "rules_version": RULES_VERSION,
-                "partition": self.number,
-                "partitions": self.origin.partitions,
-                "watermark": self.watermark,
-                "counts": self.counts,
-            },
+            state_header(self.number, self.origin, self.watermark, self.counts),
             digests.from_bytes(self._fold.total),
         )
 
@@ -375,30 +407,26 @@ class Partition:
 
     def freeze(self) -> Frozen:
         """Return what changed since the last freeze; it must be settled before the next."""
-        assert not self._pending, "the last freeze is not settled"
-        changes, changed_accounts = self._fold.freeze()
+        assert self._frozen is None, "the last freeze is not settled"
+        changed = self._fold.freeze()
         rejected, self._rejected = self._rejected, []
         self.is_dirty = False
-        changes[META_KEY] = _encode(self.header())
-        self._pending = changes
-        return Frozen(
-            partition=self.number,
-            watermark=dict(self.watermark),
-            counts={topic: dict(tally) for topic, tally in self.counts.items()},
-            state_digest=self.state_digest(),
-            log_digests=self.log_digests,
-            tips=dict(self.tips),
-            changes=changes,
-            changed_accounts=changed_accounts,
-            rejected=rejected,
-        )
+        frozen = Frozen(self.header(), rejected, changed)
+        self._frozen, self._is_written = (frozen, changed), False
+        return frozen
+
+    def write(self) -> None:
+        """Write the last freeze to the store, in one batch; records may be applied meanwhile."""
+        if self._frozen is not None and not self._is_written:
+            self._store.write(self._frozen[0].changes)
+            self._is_written = True
 
     def settle(self) -> None:
-        """Write the last freeze to the store, in one batch, and forget what need not be cached."""
-        if self._pending:
-            self._store.write(self._pending)
-            self._pending = {}
-        self._fold.settle()
+        """Forget what need not be cached, now that the store has the last freeze; see `write`."""
+        self.write()
+        if self._frozen is not None:
+            self._fold.settle(self._frozen[1])
+            self._frozen = None
 
     def header(self) -> Header:
         """Return what is stored beside the entries."""
@@ -422,6 +450,19 @@ def _judge(topic: str, value: bytes | None) -> dict[str, Any] | str:
         return str(invalid)
     fields: dict[str, Any] = msgspec.to_builtins(event)
     return fields
+
+
+def state_header(
+    number: int, origin: Origin, watermark: Watermark, counts: Counts
+) -> dict[str, Any]:
+    """Return what a state digest covers beside the entries."""
+    return {
+        "rules_version": RULES_VERSION,
+        "partition": number,
+        "partitions": origin.partitions,
+        "watermark": watermark,
+        "counts": counts,
+    }
 
 
 def dominates(one: Watermark, other: Watermark) -> bool:

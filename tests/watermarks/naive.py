@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from typing import Any, Final
 
+from blake3 import blake3
+
 from ledger.events import RULES_VERSION
 from tests.chaos.naive import NaivePartition
 from tests.reference import EXACT, TOPICS, Balances, Order
@@ -238,4 +240,4 @@ def _sized(data: bytes | None) -> bytes:
 
 
 def _element(key: bytes, value: bytes) -> int:
-    return int.from_bytes(hashlib.shake_128(_sized(key) + value).digest(_ELEMENT_BYTES), "little")
+    return int.from_bytes(blake3(_sized(key) + value).digest(_ELEMENT_BYTES), "little")
