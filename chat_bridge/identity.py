@@ -30,7 +30,7 @@ from ledger.projections.partition import (
 )
 from ledger.rocks import RocksStore
 from ledger.states import remove_state, tidy
-from ledger.store import Store
+from ledger.store import Changes, Store
 
 # Beside the fold's own entries: no account begins with these bytes.
 _SPAN: Final = b"\1"
@@ -262,9 +262,9 @@ class _WithSpans:
         self.scan = store.scan
         self.extra: dict[bytes, bytes] = {}
 
-    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+    def write(self, changes: Changes) -> None:
         """Put every entry and the spans that changed, delete those whose value is None."""
-        self._store.write({**changes, **self.extra})
+        self._store.write({**dict(changes.items()), **self.extra})
         self.extra.clear()
 
 

@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from ledger import _fold
 from ledger.amounts import ZERO, add, plain, subtract
 from ledger.errors import TopicError
 from ledger.events import INPUT_TOPICS
@@ -86,9 +87,9 @@ def _no_row(partition: int, offset: int, error: msgspec.DecodeError) -> TopicErr
     )
 
 
-def encode_row(account: str, watermark: Watermark, texts: Texts) -> bytes:
-    """Return the value of an account's record."""
-    return encode(Row(account, watermark, {asset: Amounts(*row) for asset, row in texts.items()}))
+def encode_row(account: str, watermark: Watermark, stored: bytes | None) -> bytes:
+    """Return the value of an account's record; `stored` is its entry, if there is one."""
+    return _fold.row(account, encode(watermark), stored)
 
 
 @dataclass

@@ -323,7 +323,7 @@ def _require_not_beyond(partition: Partition, end: Watermark) -> None:
 
 def _settle(rebuilt: Rebuilt, number: int) -> None:
     partition = rebuilt.partitions[number]
-    changes = partition.freeze().changes
+    changes = partition.freeze()
     if number in rebuilt.replaced:
         note_replaced(rebuilt.stores[number], changes, rebuilt.replaced[number])
     partition.settle()

@@ -9,13 +9,14 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import rocksdict
 
 from ledger.errors import DamagedState, StateError, StateInUse
+from ledger.store import Changes
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class RocksStore:
         except Exception as error:
             raise self._trouble(error) from error
 
-    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+    def write(self, changes: Changes) -> None:
         """Put every entry, delete those whose value is None, in one atomic batch.
 
         Raises:

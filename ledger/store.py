@@ -13,6 +13,14 @@ from operator import itemgetter
 from typing import Protocol
 
 
+class Changes(Protocol):
+    """Entries to be put by their key, None for those to be deleted. A dict is such."""
+
+    def items(self) -> Iterable[tuple[bytes, bytes | None]]:
+        """Return the keys and values; may be called again."""
+        ...
+
+
 class Store(Protocol):
     """Sorted bytes to bytes. `ledger.rocks.RocksStore` is the durable one."""
 
@@ -28,7 +36,7 @@ class Store(Protocol):
         """Yield the entries whose key begins with `prefix`, in key order."""
         ...
 
-    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+    def write(self, changes: Changes) -> None:
         """Put every entry, delete those whose value is None: all of it or nothing."""
         ...
 
@@ -59,7 +67,7 @@ class MemoryStore:
                 return
             yield key, self._entries[key]
 
-    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+    def write(self, changes: Changes) -> None:
         """Put every entry, delete those whose value is None."""
         before = len(self._entries)
         removed = False
@@ -108,14 +116,17 @@ class PastStore:
                 yield key, value
             last = key
 
-    def write(self, changes: Mapping[bytes, bytes | None]) -> None:
+    def write(self, changes: Changes) -> None:
         """Refuse: nobody changes the past."""
-        raise AssertionError(f"the past was to be changed: {list(changes)}")
+        raise AssertionError(f"the past was to be changed: {dict(changes.items())}")
 
 
-def note_replaced(store: Store, changed: Iterable[bytes], replaced: Store) -> None:
+def note_replaced(store: Store, changes: Changes, replaced: Store) -> None:
     """Note in `replaced` what `store` holds of keys that are about to be changed, for `PastStore`.
 
     What was noted before stays.
     """
-    replaced.write({key: store.get(key) or b"" for key in changed if replaced.get(key) is None})
+    keys = [key for key, _ in changes.items()]
+    new = [key for key, noted in zip(keys, replaced.get_many(keys), strict=True) if noted is None]
+    before = zip(new, store.get_many(new), strict=True)
+    replaced.write({key: value or b"" for key, value in before})

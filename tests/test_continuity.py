@@ -417,7 +417,7 @@ def test_what_was_said_of_dead_letters_of_lost_records_is_discarded_too(
 ) -> None:
     """Found by review: the records that came in their place would never have become any."""
     partition = kept_beyond_the_topics(settings)
-    row = encode_row(LETTERS_ACCOUNT, partition.watermark, {})
+    row = encode_row(LETTERS_ACCOUNT, partition.watermark, None)
     produce_rows(settings, (LETTERS_ACCOUNT.encode(), row))
     before = tails(cluster_of(settings), [0])[0]
     assert before.letters == partition.watermark

@@ -181,7 +181,7 @@ def test_accounts_that_were_removed_are_not_in_the_published_tables(cluster: Clu
     nowhere = dict.fromkeys(INPUT_TOPICS, 0)
     texts = {"USD": ("0", "5", "0")}
     names = ("alice", "bob")
-    rows = [(name.encode(), encode_row(name, nowhere, texts)) for name in names]
+    rows = [(name.encode(), encode_row(name, nowhere, encode(texts))) for name in names]
     produce_to_balances(cluster, 2, *rows)
     publish_mark(cluster, 2, nowhere)
     produce_to_balances(cluster, 2, (b"alice", None), (b"\xff", None))
@@ -195,7 +195,7 @@ def test_dead_letters_sent_ahead_are_forgotten_when_their_row_is_removed(cluster
     ahead = {"orders": 0, "fills": 4, "transfers": 0}
     key = LETTERS_ACCOUNT.encode()
     publish_mark(cluster, 2, dict.fromkeys(INPUT_TOPICS, 0))
-    produce_to_balances(cluster, 2, (key, encode_row(LETTERS_ACCOUNT, ahead, {})))
+    produce_to_balances(cluster, 2, (key, encode_row(LETTERS_ACCOUNT, ahead, None)))
     assert tails(cluster, [2])[2].letters == ahead
     produce_to_balances(cluster, 2, (key, None))
     tail = tails(cluster, [2])[2]

@@ -142,7 +142,7 @@ def publish_tables(
         )
         topic = settings.topic(BALANCES)
         for account, texts in rows.items():
-            value = encode_row(account, one.watermark, texts)
+            value = encode_row(account, one.watermark, encode(texts))
             producer.produce(topic, value, account.encode(), partition=one.number)
         producer.produce(topic, encode(mark), MARK_KEY, partition=one.number)
     assert producer.flush(30) == 0

@@ -55,31 +55,67 @@ impl Account {
         &mut self.rows[place]
     }
 
-    /// Returns the stored entry, or None where every total is zero: then there is no entry.
-    pub fn encode(&self) -> Option<Vec<u8>> {
-        let mut out = vec![b'{'];
+    /// Writes the stored entry, and returns whether there is one: not where every total is zero.
+    pub fn write(&self, out: &mut Vec<u8>) -> bool {
+        let begin = out.len();
         for row in &self.rows {
             let totals = [&row.debits, &row.credits, &row.hold];
             if totals.iter().all(|total| total.is_zero()) {
                 continue;
             }
-            if out.len() > 1 {
-                out.push(b',');
-            }
-            write_string(&row.asset, &mut out);
+            out.push(if out.len() == begin { b'{' } else { b',' });
+            write_string(&row.asset, out);
             out.extend_from_slice(b":[\"");
             for (place, total) in totals.iter().enumerate() {
                 if place > 0 {
                     out.extend_from_slice(b"\",\"");
                 }
-                total.write(&mut out);
+                total.write(out);
             }
             out.extend_from_slice(b"\"]");
         }
-        if out.len() == 1 {
-            return None;
+        let is_there = out.len() > begin;
+        if is_there {
+            out.push(b'}');
         }
-        out.push(b'}');
-        Some(out)
+        is_there
     }
+}
+
+/// Writes what is published of an account: its name, a watermark (JSON), its totals by name.
+///
+/// `stored` is its entry, if there is one.
+pub fn write_row(
+    account: &str,
+    watermark: &[u8],
+    stored: Option<&[u8]>,
+    out: &mut Vec<u8>,
+) -> Result<(), Damaged> {
+    out.extend_from_slice(b"{\"account\":");
+    write_string(account, out);
+    out.extend_from_slice(b",\"watermark\":");
+    out.extend_from_slice(watermark);
+    out.extend_from_slice(b",\"balances\":{");
+    if let Some(stored) = stored {
+        let mut reader = Reader::new(stored);
+        reader.expect(b'{')?;
+        while !reader.take(b'}') {
+            write_string(&reader.string()?, out);
+            reader.expect(b':')?;
+            let names: [(u8, &[u8]); 3] =
+                [(b'[', b":{\"debits\":"), (b',', b",\"credits\":"), (b',', b",\"hold\":")];
+            for (before, name) in names {
+                reader.expect(before)?;
+                out.extend_from_slice(name);
+                out.extend_from_slice(reader.raw()?);
+            }
+            reader.expect(b']')?;
+            out.push(b'}');
+            if reader.take(b',') {
+                out.push(b',');
+            }
+        }
+    }
+    out.extend_from_slice(b"}}");
+    Ok(())
 }

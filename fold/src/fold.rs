@@ -107,15 +107,17 @@ impl LooseEntry {
         LooseEntry { value, element: None, dirty: true }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    fn write(&self, out: &mut Vec<u8>) {
         match &self.value {
-            Loose::Fact(fact) => fact.to_vec(),
-            Loose::Execution(execution) => {
-                let mut out = Vec::with_capacity(256);
-                execution.write(&mut out);
-                out
-            }
+            Loose::Fact(fact) => out.extend_from_slice(fact),
+            Loose::Execution(execution) => execution.write(out),
         }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.write(&mut out);
+        out
     }
 }
 
@@ -169,23 +171,20 @@ enum Slot {
     Loose(usize),
 }
 
-/// An entry to be stored, or to be deleted where there is no value.
-pub struct Change {
-    pub key: Key,
-    pub value: Option<Vec<u8>>,
+/// An entry to be stored, or to be deleted where there is no value: a stretch of `Frozen::data`.
+struct Change {
+    begin: usize,
+    key: usize,
+    value: Option<usize>,      // both are lengths
     element: Option<Box<Sum>>, // of the entry that it replaces
     slot: Slot,
-}
-
-impl Change {
-    pub fn is_account(&self) -> bool {
-        matches!(self.slot, Slot::Account(_))
-    }
+    is_kept: bool, // whether the entry may stay in memory when this is settled
 }
 
 /// What changed between two freezes, in order of the keys.
 pub struct Frozen {
-    pub changes: Vec<Change>,
+    data: Vec<u8>,
+    changes: Vec<Change>,
     total: Sum,
     hashed: OnceLock<Hashed>,
 }
@@ -196,6 +195,25 @@ struct Hashed {
 }
 
 impl Frozen {
+    /// Returns the key of a change, and the value if there is one.
+    pub fn entry(&self, place: usize) -> Option<(&[u8], Option<&[u8]>)> {
+        self.changes.get(place).map(|change| self.entry_of(change))
+    }
+
+    fn entry_of(&self, change: &Change) -> (&[u8], Option<&[u8]>) {
+        let (key, rest) = self.data[change.begin..].split_at(change.key);
+        (key, change.value.map(|length| &rest[..length]))
+    }
+
+    /// Returns the names of the accounts that changed, and the stored entry if there is one.
+    pub fn accounts(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        let accounts = self.changes.iter().filter(|change| matches!(change.slot, Slot::Account(_)));
+        accounts.filter_map(|change| {
+            let (key, value) = self.entry_of(change);
+            Some((keys::account(key)?, value))
+        })
+    }
+
     /// Returns the sum over all entries after these changes.
     pub fn total(&self) -> Sum {
         self.hashed().total
@@ -211,10 +229,11 @@ impl Frozen {
                 if let Some(before) = &change.element {
                     total.subtract(before);
                 }
-                elements.push(change.value.as_ref().map(|value| {
-                    let after = Sum::of_entry(&change.key, value);
+                let (key, value) = self.entry_of(change);
+                elements.push(value.and_then(|value| {
+                    let after = Sum::of_entry(key, value);
                     total.add(&after);
-                    Box::new(after)
+                    change.is_kept.then(|| Box::new(after))
                 }));
             }
             Hashed { total, elements }
@@ -732,6 +751,7 @@ impl Fold {
                 let mut execution = Execution::default();
                 change(&mut execution);
                 if order.fills.len() < INLINE {
+                    order.fills.reserve_exact(1); // most orders have one
                     order.fills.push((fill_id.into(), execution));
                 } else {
                     order.more_fills += 1;
@@ -776,40 +796,43 @@ impl Fold {
     pub fn freeze(&mut self) -> Frozen {
         let count = self.dirty_accounts.len() + self.dirty_orders.len() + self.loose.len();
         let mut changes = Vec::with_capacity(count);
+        let mut data = Vec::with_capacity(count * 320);
         for index in self.dirty_accounts.drain(..) {
             let (name, account) = self.accounts.get_index_mut(index).expect("dirty ones stay");
             account.dirty = false;
-            changes.push(Change {
-                key: keys::balances(name).into(),
-                value: account.encode(),
-                element: account.element.take(),
-                slot: Slot::Account(index),
-            });
+            let begin = data.len();
+            keys::write_balances(name, &mut data);
+            let key = data.len() - begin;
+            let value = account.write(&mut data).then(|| data.len() - begin - key);
+            let (element, slot) = (account.element.take(), Slot::Account(index));
+            changes.push(Change { begin, key, value, element, slot, is_kept: true });
         }
         for index in self.dirty_orders.drain(..) {
             let (key, order) = self.orders.get_index_mut(index).expect("dirty ones stay");
             order.dirty = false;
-            changes.push(Change {
-                key: key.clone(),
-                value: Some(order.encode()),
-                element: order.element.take(),
-                slot: Slot::Order(index),
-            });
+            let begin = data.len();
+            data.extend_from_slice(key);
+            order.write(&mut data);
+            let (element, slot) = (order.element.take(), Slot::Order(index));
+            let (key, value) = (key.len(), Some(data.len() - begin - key.len()));
+            let is_kept = !order.held().is_zero();
+            changes.push(Change { begin, key, value, element, slot, is_kept });
         }
         for (index, (key, entry)) in self.loose.iter_mut().enumerate() {
             if entry.dirty {
                 entry.dirty = false;
-                changes.push(Change {
-                    key: key.clone(),
-                    value: Some(entry.encode()),
-                    element: entry.element.take(),
-                    slot: Slot::Loose(index),
-                });
+                let begin = data.len();
+                data.extend_from_slice(key);
+                entry.write(&mut data);
+                let (element, slot) = (entry.element.take(), Slot::Loose(index));
+                let (key, value) = (key.len(), Some(data.len() - begin - key.len()));
+                changes.push(Change { begin, key, value, element, slot, is_kept: false });
             }
         }
         // A store takes neighbours sooner than what lies far apart.
-        changes.sort_unstable_by(|one, other| one.key.cmp(&other.key));
-        Frozen { changes, total: self.total, hashed: OnceLock::new() }
+        let key = |change: &Change| &data[change.begin..change.begin + change.key];
+        changes.sort_unstable_by(|one, other| key(one).cmp(key(other)));
+        Frozen { data, changes, total: self.total, hashed: OnceLock::new() }
     }
 
     /// Takes in what a freeze came to, which is in the store, and forgets what need not be kept.
@@ -817,18 +840,27 @@ impl Fold {
         let hashed = frozen.hashed();
         self.total = hashed.total;
         for (change, element) in frozen.changes.iter().zip(&hashed.elements) {
-            let entry = match change.slot {
-                Slot::Account(index) => &mut self.accounts[index].element,
+            let (is_dirty, entry) = match change.slot {
+                Slot::Account(index) => {
+                    let account = &mut self.accounts[index];
+                    (account.dirty, &mut account.element)
+                }
                 Slot::Order(index) => {
                     let order = &mut self.orders[index];
-                    if !order.dirty && order.held().is_zero() {
-                        continue; // it is forgotten below
-                    }
-                    &mut order.element
+                    (order.dirty, &mut order.element)
                 }
-                Slot::Loose(index) => &mut self.loose[index].element,
+                Slot::Loose(index) => {
+                    let loose = &mut self.loose[index];
+                    (loose.dirty, &mut loose.element)
+                }
             };
-            *entry = element.clone();
+            if change.is_kept {
+                entry.clone_from(element);
+            } else if is_dirty {
+                // It was not expected to stay, but has changed again meanwhile.
+                let (key, value) = frozen.entry_of(change);
+                *entry = value.map(|value| Box::new(Sum::of_entry(key, value)));
+            }
         }
         self.evict();
     }

@@ -12,6 +12,17 @@ pub fn balances(account: &str) -> Vec<u8> {
     joined(&[account, "\0b"])
 }
 
+pub fn write_balances(account: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(account.as_bytes());
+    out.extend_from_slice(b"\0b");
+}
+
+/// Returns the account that a key belongs to.
+pub fn account(key: &[u8]) -> Option<&str> {
+    let end = memchr::memchr(0, key)?;
+    std::str::from_utf8(&key[..end]).ok()
+}
+
 pub fn order(account: &str, order_id: &str) -> Vec<u8> {
     joined(&[account, "\0o", order_id])
 }

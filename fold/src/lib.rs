@@ -280,6 +280,21 @@ fn transfer_entry(
     postings(account, &journal::transfer_entry(&event))
 }
 
+/// Returns what is published of an account; `watermark` is JSON, `stored` its entry, if any.
+#[pyfunction]
+#[pyo3(signature = (account, watermark, stored))]
+fn row<'py>(
+    py: Python<'py>,
+    account: &str,
+    watermark: &[u8],
+    stored: Option<&[u8]>,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let mut out = Vec::new();
+    account::write_row(account, watermark, stored, &mut out)
+        .map_err(|_| damaged(account.as_bytes()))?;
+    Ok(PyBytes::new(py, &out))
+}
+
 /// Returns what a fill moves in quote, as canonical text.
 #[pyfunction]
 #[pyo3(signature = (price, quantity, quote_quantity))]
@@ -325,20 +340,52 @@ impl Frozen {
         PyBytes::new(py, &py.detach(|| self.frozen.total()).to_bytes())
     }
 
-    /// Returns the entries to be stored (None: deleted) by their keys, in order of these.
-    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let entries = PyDict::new(py);
-        for change in &self.frozen.changes {
-            let value = change.value.as_ref().map(|value| PyBytes::new(py, value));
-            entries.set_item(PyBytes::new(py, &change.key), value)?;
-        }
-        Ok(entries)
+    /// Returns an iterator of the entries to be stored (None: deleted), in order of their keys.
+    fn entries(this: Py<Frozen>) -> Entries {
+        Entries { of: this, next: 0 }
     }
 
-    /// Returns the keys of the accounts that changed.
-    fn accounts<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
-        let accounts = self.frozen.changes.iter().filter(|change| change.is_account());
-        accounts.map(|change| PyBytes::new(py, &change.key)).collect()
+    /// Returns the accounts that changed, and the stored entry if there is one.
+    fn accounts<'py>(&self, py: Python<'py>) -> Vec<(&str, Option<Bound<'py, PyBytes>>)> {
+        let accounts = self.frozen.accounts();
+        accounts.map(|(name, value)| (name, value.map(|value| PyBytes::new(py, value)))).collect()
+    }
+
+    /// Returns what is published of the accounts that changed: key and value, `watermark` is JSON.
+    fn rows<'py>(&self, py: Python<'py>, watermark: &[u8]) -> PyResult<Vec<Row<'py>>> {
+        let mut rows = Vec::new();
+        let mut out = Vec::with_capacity(1024);
+        for (name, stored) in self.frozen.accounts() {
+            out.clear();
+            account::write_row(name, watermark, stored, &mut out)
+                .map_err(|_| damaged(name.as_bytes()))?;
+            rows.push((PyBytes::new(py, name.as_bytes()), PyBytes::new(py, &out)));
+        }
+        Ok(rows)
+    }
+}
+
+type Row<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
+
+#[pyclass]
+struct Entries {
+    of: Py<Frozen>,
+    next: usize,
+}
+
+#[pymethods]
+impl Entries {
+    fn __iter__(this: Py<Entries>) -> Py<Entries> {
+        this
+    }
+
+    fn __next__<'py>(
+        &mut self,
+        py: Python<'py>,
+    ) -> Option<(Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>)> {
+        let (key, value) = self.of.get().frozen.entry(self.next)?;
+        self.next += 1;
+        Some((PyBytes::new(py, key), value.map(|value| PyBytes::new(py, value))))
     }
 }
 
@@ -421,6 +468,7 @@ fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(fill_entry, module)?)?;
     module.add_function(wrap_pyfunction!(transfer_entry, module)?)?;
     module.add_function(wrap_pyfunction!(notional, module)?)?;
+    module.add_function(wrap_pyfunction!(row, module)?)?;
     module.add_function(wrap_pyfunction!(order_terms, module)?)?;
     module.add_function(wrap_pyfunction!(chain, module)?)?;
     module.add_function(wrap_pyfunction!(partition_of, module)?)?;

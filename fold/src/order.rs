@@ -219,14 +219,13 @@ impl Order {
         Ok(order)
     }
 
-    /// Returns the stored entry.
-    pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(320);
+    /// Writes the stored entry.
+    pub fn write(&self, out: &mut Vec<u8>) {
         out.push(b'[');
-        write_fact(self.placed.as_ref().map(|placed| &placed.fact), &mut out);
+        write_fact(self.placed.as_ref().map(|placed| &placed.fact), out);
         for closed in [&self.cancelled, &self.rejected] {
             out.push(b',');
-            write_fact(closed.as_ref(), &mut out);
+            write_fact(closed.as_ref(), out);
         }
         let terms = self.terms.as_ref();
         for term in [
@@ -235,11 +234,11 @@ impl Order {
             terms.and_then(|terms| terms.reserve.as_ref()),
         ] {
             out.push(b',');
-            write_term(term, &mut out);
+            write_term(term, out);
         }
         for sum in [self.filled(), self.used()] {
             out.extend_from_slice(b",\"");
-            sum.write(&mut out);
+            sum.write(out);
             out.push(b'"');
         }
         out.extend_from_slice(b",{");
@@ -247,9 +246,9 @@ impl Order {
             if place > 0 {
                 out.push(b',');
             }
-            write_string(fill_id, &mut out);
+            write_string(fill_id, out);
             out.push(b':');
-            execution.write(&mut out);
+            execution.write(out);
         }
         out.extend_from_slice(b"},{");
         for (place, (revision, amended)) in self.amendments.iter().enumerate() {
@@ -257,17 +256,16 @@ impl Order {
                 out.push(b',');
             }
             out.push(b'"');
-            write_integer(*revision, &mut out);
+            write_integer(*revision, out);
             out.extend_from_slice(b"\":");
             out.extend_from_slice(amended);
         }
         out.push(b'}');
         for count in [self.more_fills, self.more_amendments] {
             out.push(b',');
-            write_integer(count, &mut out);
+            write_integer(count, out);
         }
         out.push(b']');
-        out
     }
 
     // -- terms

@@ -570,6 +570,7 @@ class ChunkedApp(faust.App):
     def chunk_done(self, chunk: Chunk) -> None:
         """Count a chunk that the agent has finished with."""
         self.chunk_finished_at = time.monotonic()
+        del chunk.records  # Faust keeps the message itself for some time
         if chunk.epoch == self._active_epoch:
             self._outstanding -= 1
             self.wake()

@@ -38,7 +38,6 @@ from ledger.events import RULES_VERSION
 from ledger.kafka import BALANCES, DEAD_LETTERS, Cluster
 from ledger.letters import DeadLetter, dead_letter
 from ledger.objects import StorageError
-from ledger.projections.accounts import Texts
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import (
     Frozen,
@@ -409,21 +408,26 @@ class OwnedPartition:
             if not self._was_sent(rejected)
         ]
         if not self._is_at_cut(frozen):
-            self._owed.update(frozen.accounts)
+            self._owed.update(frozen.changed_accounts())
             if records:
                 letters = self._letters_with(frozen)
                 records.append(_letters_row(topic(BALANCES), self.number, letters))
             return records
-        accounts: dict[str, Texts] = {}
-        if self._everything:
-            accounts.update(self.partition.balances())
-        else:
-            accounts.update(self.partition.balances_of(self._owed))
-        accounts.update(frozen.accounts)
         name = topic(BALANCES)
-        for account, texts in accounts.items():
-            row = encode_row(account, frozen.watermark, texts)
-            records.append(Outgoing(name, self.number, account.encode(), row))
+        rows = frozen.rows()
+        changed = frozen.changed_accounts()
+        owed = (
+            self.partition.balance_entries()
+            if self._everything
+            else self.partition.balance_entries_of(self._owed - changed)
+        )
+        accounts = set(changed)
+        for account, stored in owed:
+            if account not in changed:
+                accounts.add(account)
+                row = encode_row(account, frozen.watermark, stored)
+                rows.append((account.encode(), row))
+        records += [Outgoing(name, self.number, key, row) for key, row in rows]
         for account in self._gone.difference(accounts):
             records.append(Outgoing(name, self.number, account.encode(), None))
         mark = Mark(
@@ -483,7 +487,7 @@ class _Closing(Exception):  # noqa: N818 - no error: a snapshot that is not want
 
 
 def _letters_row(topic: str, partition: int, sent: Watermark) -> Outgoing:
-    row = encode_row(LETTERS_ACCOUNT, sent, {})
+    row = encode_row(LETTERS_ACCOUNT, sent, None)
     return Outgoing(topic, partition, LETTERS_ACCOUNT.encode(), row)
 
 

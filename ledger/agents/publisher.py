@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import Final, Self
 
 import msgspec
@@ -51,6 +52,10 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     key: bytes
     value: bytes | None
     headers: Headers | None = None
+
+
+def _kind(record: Outgoing) -> tuple[str, int, bool]:
+    return record.topic, record.partition, record.headers is not None
 
 
 _REFUSALS: Final = frozenset(
@@ -128,8 +133,7 @@ class Publisher:
         while True:
             try:
                 self._producer.begin_transaction()
-                for record in records:
-                    self._produce(record)
+                self._produce_all(records)
                 self._until_done(self._producer.commit_transaction)
                 return
             except KafkaException as error:
@@ -163,6 +167,22 @@ class Publisher:
     def _not_delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None and error.code() in _REFUSALS:
             self._refused = f"the topic {message.topic()} takes no record of ours ({error.str()})"
+
+    def _produce_all(self, records: list[Outgoing]) -> None:
+        """Hand records to librdkafka: many at a time where they have no headers."""
+        for (topic, partition, has_headers), alike in groupby(records, _kind):
+            if has_headers:
+                for record in alike:
+                    self._produce(record)
+                continue
+            batch = list(alike)
+            messages = [{"key": record.key, "value": record.value} for record in batch]
+            self._producer.produce_batch(
+                topic, messages, partition=partition, on_delivery=self._not_delivered
+            )
+            for record, message in zip(batch, messages, strict=True):
+                if "_error" in message:  # there was no room for it
+                    self._produce(record)
 
     def _produce(self, record: Outgoing) -> None:
         while True:

@@ -145,8 +145,8 @@ class Header(msgspec.Struct, kw_only=True):
 class Frozen:
     """What changed since the last freeze, and the state that it led to; immutable.
 
-    What takes time, digests above all, is not made before it is asked for, and may be in another
-    thread while the partition goes on.
+    It is what a store writes (`ledger.store.Changes`). What takes time, digests above all, is not
+    made before it is asked for, and may be in another thread while the partition goes on.
 
     Attributes:
         partition: the number of the partition.
@@ -180,31 +180,35 @@ class Frozen:
             state_header(self.partition, self._origin, self.watermark, self.counts), self.total
         )
 
-    @cached_property
-    def changes(self) -> dict[bytes, bytes | None]:
-        """The entries to store by their key, in order (None: to delete), and the header."""
-        changes = self._frozen.entries()
-        changes[META_KEY] = _encode(
-            Header(
-                rules_version=RULES_VERSION,
-                partition=self.partition,
-                origin=self._origin,
-                watermark=self.watermark,
-                counts=self.counts,
-                log_digests=self.log_digests,
-                tips=self.tips,
-                total=f"{self.total:x}",
-            )
+    def items(self) -> Iterator[tuple[bytes, bytes | None]]:
+        """Yield the entries to store by their key, in order (None: to delete), and the header."""
+        header = Header(
+            rules_version=RULES_VERSION,
+            partition=self.partition,
+            origin=self._origin,
+            watermark=self.watermark,
+            counts=self.counts,
+            log_digests=self.log_digests,
+            tips=self.tips,
+            total=f"{self.total:x}",
         )
-        return changes
+        yield META_KEY, _encode(header)
+        yield from self._frozen.entries()
+
+    def rows(self) -> list[tuple[bytes, bytes]]:
+        """Return what is published of the accounts that changed: keys and values."""
+        return self._frozen.rows(_encode(self.watermark))
+
+    def changed_accounts(self) -> set[str]:
+        """Return the names of the accounts that changed."""
+        return {name for name, _ in self._frozen.accounts()}
 
     @cached_property
     def accounts(self) -> dict[str, Texts]:
         """The totals of the accounts that changed; nothing where all are zero."""
-        changes = self.changes
         return {
-            split_key(key)[0]: decode_texts(changes[key] or b"{}")
-            for key in self._frozen.accounts()
+            name: {} if value is None else decode_texts(value)
+            for name, value in self._frozen.accounts()
         }
 
 
@@ -299,16 +303,25 @@ class Partition:
 
     def balances(self) -> Iterator[tuple[str, Texts]]:
         """Yield each account's totals as of the last settled freeze, accounts in order."""
-        for key, value in self._store.scan():
-            account, kind, _ = split_key(key)
-            if kind == BALANCES_KIND and account:
-                yield account, decode_texts(value)
+        for account, value in self.balance_entries():
+            yield account, decode_texts(value)
 
     def balances_of(self, accounts: Iterable[str]) -> Iterator[tuple[str, Texts]]:
         """Yield the totals of some accounts as of the last settled freeze."""
-        for account in accounts:
-            value = self._store.get(balances_key(account).encode())
+        for account, value in self.balance_entries_of(accounts):
             yield account, decode_texts(value) if value is not None else {}
+
+    def balance_entries(self) -> Iterator[tuple[str, bytes]]:
+        """Yield each account's stored entry as of the last settled freeze, accounts in order."""
+        for key, value in self._store.scan():
+            account, kind, _ = split_key(key)
+            if kind == BALANCES_KIND and account:
+                yield account, value
+
+    def balance_entries_of(self, accounts: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
+        """Yield the stored entries of some accounts as of the last settled freeze."""
+        for account in accounts:
+            yield account, self._store.get(balances_key(account).encode())
 
     def orders(self, account: str | None = None) -> Iterator[Order]:
         """Yield the orders (of one account) as of the last settled freeze, in order of key."""
@@ -418,7 +431,7 @@ class Partition:
     def write(self) -> None:
         """Write the last freeze to the store, in one batch; records may be applied meanwhile."""
         if self._frozen is not None and not self._is_written:
-            self._store.write(self._frozen[0].changes)
+            self._store.write(self._frozen[0])
             self._is_written = True
 
     def settle(self) -> None:
