@@ -1,296 +1,244 @@
-"""How fast one worker and `replay` fold 1,000,000 fills, beside a bare read of the same topic.
+"""How fast workers and `replay` fold 1,000,000 events, beside a bare read of the same topics.
 
-The work is that of the peers' comparison: 10,000 accounts, 4 instruments, 4 partitions, fills of
-about 320 bytes whose orders nobody knows. A local stack of its own is started (or the one that
-LEDGER_KAFKA names is used), everything is verified, and one JSON line per run is appended to
-bench/results.jsonl.
+Two logs are published once: *fills*, the work of the peers' comparison (10,000 accounts,
+4 instruments, 4 partitions, fills of about 320 bytes whose orders nobody knows), and *mixed*
+(orders, fills and transfers as 10 : 4 : 1; orders are open, amended, filled in parts, cancelled).
+Then, in each round and each from an empty state: a bare read without and with check sums, one and
+two workers, a replay on one and on two processes and, with `--peers`, Kafka Streams on one and on
+two threads.
 
-    python bench/throughput.py [--fills 1000000] [--runs 3] [--workers 1]
+Every end state is checked against sums in integers that were made with the records: all rows of
+`balances`, debits, credits and holds, after each run of workers; all rows of one replay, whose
+digest every other replay and all workers' marks must give.
+
+A local stack of its own is started (or the one that LEDGER_KAFKA names is used). One JSON line per
+measurement is appended to bench/results.jsonl, unless `--try`.
+
+    python bench/throughput.py [--events 1000000] [--runs 3] [--peers DIR] [--only WHAT…]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import random
-import re
+import shutil
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from datetime import datetime
-from decimal import Decimal
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import psutil
-from common import PARTITIONS, record, stack
-from confluent_kafka import Consumer, Producer, TopicPartition
+import producing
+from books import CLEARING, Books, Rows, published_rows, require_equal, shown_rows
+from common import (
+    PARTITIONS,
+    broker_pid,
+    environment,
+    forget_tables,
+    ledger_in,
+    record,
+    stack,
+)
+from measuring import Result, fold, raw_read, replay
+from peers import Streams, name_of
+from workloads import FILLS, WORKLOADS, Workload
 
-from ledger.events import FILLS
-from ledger.kafka import BALANCES, Cluster
-from ledger.published import newest_marks, read_published, totals
-from ledger.settings import Settings
+from ledger.digests import ledger_digest
+from ledger.kafka import Cluster
+
+__all__ = ["environment", "forget_tables", "produce"]  # for the other benchmarks
 
 RAW_READ = "raw read"
+RAW_READ_CHECKED = "raw read, check sums compared"
+KINDS = ("raw", "worker", "replay")
+PROCESSES = (1, 2)
 
 
-def produce(cluster: Cluster, count: int) -> dict[str, Decimal]:
-    """Publish deterministic fills; return @clearing's balances, computed in integers."""
+def produce(
+    cluster: Cluster, count: int, workload: str = "fills", compression: str = "none"
+) -> Books:
+    """Publish a workload; return what the ledger must hold."""
     cluster.ensure_topics()
-    rng = random.Random(1)
-    producer = Producer(
-        {
-            "bootstrap.servers": cluster.bootstrap,
-            "linger.ms": 20,
-            "batch.num.messages": 10_000,
-            "queue.buffering.max.messages": 1_000_000,
-            "enable.idempotence": True,
-            "partitioner": "murmur2_random",
-        }
-    )
-    encode = msgspec.json.Encoder().encode
-    clearing: dict[str, int] = {}
-    topic = cluster.settings.topic(FILLS)
-    for number in range(count):
-        base = rng.choice(("BTC", "ETH", "SOL", "XRP"))
-        account = f"acct-{rng.randrange(10_000):05d}"
-        price, quantity, fee = rng.randrange(1, 10**6), rng.randrange(1, 10**6), rng.randrange(1000)
-        buy = number % 2 == 1
-        value = encode(
-            {
-                "type": "order_filled",
-                "version": 1,
-                "event_id": f"E{number:09d}",
-                "fill_id": f"F{number:09d}",
-                "trade_id": f"T{number // 2:09d}",
-                "order_id": f"O{rng.randrange(count):09d}",
-                "account": account,
-                "instrument": f"{base}-USD",
-                "side": "buy" if buy else "sell",
-                "price": f"{price / 100:.2f}",
-                "quantity": f"{quantity / 10_000:.4f}",
-                "fee": f"{fee / 1000:.3f}",
-                "fee_asset": "USD",
-                "liquidity": "maker" if number % 3 else "taker",
-                "occurred_at": f"2026-11-23T{number // 3_600_000 % 24:02d}:"
-                f"{number // 60_000 % 60:02d}:{number // 1000 % 60:02d}.{number % 1000:03d}000Z",
-            }
+    books = Books()
+    producing.publish(cluster, WORKLOADS[workload].make(count, books), compression)
+    return books
+
+
+def name_with(what: str, processes: int) -> str:
+    return f"{what}, {processes} process{'es' * (processes > 1)}"
+
+
+@dataclass
+class Log:
+    """A workload in topics of its own."""
+
+    workload: Workload
+    events: int
+    prefix: str
+    directory: Path
+    kafka: str
+    broker: int | None
+    rows: Rows
+    digest: str = ""
+
+    @classmethod
+    def publish(
+        cls, workload: Workload, options: argparse.Namespace, kafka: str, directory: Path
+    ) -> Log:
+        log = cls(
+            workload=workload,
+            events=options.events,
+            prefix=f"bench{os.getpid()}-{workload.name}-",
+            directory=directory / workload.name,
+            kafka=kafka,
+            broker=broker_pid(directory),
+            rows={},
         )
-        sign = -1 if buy else 1
-        clearing[base] = clearing.get(base, 0) + sign * quantity * 100
-        clearing["USD"] = clearing.get("USD", 0) - sign * price * quantity
-        while True:
-            try:
-                producer.produce(topic, value, account.encode())
-                break
-            except BufferError:
-                producer.poll(0.05)
-        if number % 10_000 == 0:
-            producer.poll(0)
-    assert producer.flush(60) == 0
-    return {asset: Decimal(micro) / 10**6 for asset, micro in clearing.items()}
+        print(f"{workload.name}: publishing {log.events:,} records ...", flush=True)
+        books = produce(log.ledger(), log.events, workload.name, options.compression)
+        log.rows = books.rows()
+        return log
 
+    def ledger(self) -> Cluster:
+        """Return the ledger with an empty state directory."""
+        state = self.directory / "state"
+        shutil.rmtree(state, ignore_errors=True)
+        return ledger_in(self.kafka, self.prefix, state)
 
-def measured(
-    name: str, count: int, run: Callable[[], tuple[float, dict[str, Any]]]
-) -> dict[str, Any]:
-    seconds, more = run()
-    return {
-        "what": name,
-        "fills": count,
-        "seconds": round(seconds, 3),
-        "rate": round(count / seconds),
-        **more,
-    }
+    def prove(self) -> None:
+        """Compare all rows of a replay, and keep its digest."""
+        document, _ = replay(self.ledger(), self.events, 1)
+        require_equal(shown_rows(document["balances"]), self.rows, "replay")
+        self.digest = document["state_digest"]
 
+    def raw(self) -> Iterator[Result]:
+        for name, checked in ((RAW_READ, False), (RAW_READ_CHECKED, True)):
+            ledger = self.ledger()
+            took = raw_read(ledger, self.workload.topics, self.events, checked, self.broker)
+            yield {"what": name} | took
 
-def raw_read(cluster: Cluster, count: int, checked: bool) -> tuple[float, dict[str, Any]]:
-    """Read the topic with librdkafka and do nothing; `checked`: compare batches' check sums."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": cluster.bootstrap,
-            "group.id": "bench-raw",
-            "enable.auto.commit": False,
-            "queued.max.messages.kbytes": 200_000,
-            "queued.min.messages": 200_000,
-            "fetch.queue.backoff.ms": 5,
-            "check.crcs": checked,
-        }
-    )
-    topic = cluster.settings.topic(FILLS)
-    consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
-    got, started = 0, 0.0
-    while got < count:
-        batch = consumer.consume(10_000, 1.0)
-        if batch and not started:
-            started = time.perf_counter()
-        for message in batch:
-            message.value()
-        got += len(batch)
-    seconds = time.perf_counter() - started
-    consumer.close()
-    return seconds, {}
+    def worker(self) -> Iterator[Result]:
+        for processes in PROCESSES:
+            ledger = self.ledger()
+            forget_tables(ledger)
+            slots = [(topic, n) for topic in self.workload.topics for n in range(PARTITIONS)]
+            folded = fold(ledger, ledger.ends(slots), self.events, processes, self.broker)
+            name = name_with("worker", processes)
+            require_equal(published_rows(ledger, range(PARTITIONS)), self.rows, name)
+            digests = [folded.marks[number].state_digest for number in range(PARTITIONS)]
+            assert not self.digest or ledger_digest(digests) == self.digest, f"{name}: digest"
+            yield {"what": name} | folded.result
 
-
-def forget_tables(cluster: Cluster) -> None:
-    """Delete `balances`, so that a new worker publishes from the start again."""
-    for future in cluster.admin.delete_topics([cluster.settings.topic(BALANCES)]).values():
-        future.result()
-    while cluster.topics([BALANCES]):
-        time.sleep(0.1)
-    cluster.ensure_topics()
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("LEDGER_")}
-    return env | {
-        "LEDGER_KAFKA": str(settings.kafka),
-        "LEDGER_TOPIC_PREFIX": settings.topic_prefix,
-        "LEDGER_PARTITIONS": str(PARTITIONS),
-        "LEDGER_STATE_DIR": str(settings.state_dir),
-    }
-
-
-def workers(
-    cluster: Cluster, count: int, clearing: dict[str, Decimal], number: int
-) -> tuple[float, dict[str, Any]]:
-    """Run workers from the first record to the last one's flush being visible in `balances`."""
-    settings = cluster.settings
-    processes = []
-    logs = []
-    for index in range(number):
-        log = settings.state_dir / f"worker-{index}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        logs.append(log)
-        with log.open("wb") as output:
-            command = [
-                sys.executable,
-                "-c",
-                "from ledger.app import *; run_worker(load_settings())",
-            ]
-            processes.append(
-                subprocess.Popen(command, env=environment(settings), stdout=output, stderr=output)
+    def replay(self) -> Iterator[Result]:
+        for processes in PROCESSES:
+            name = name_with("replay", processes)
+            # One account, so that what is measured is not the printing of all.
+            document, result = replay(
+                self.ledger(), self.events, processes, CLEARING, broker=self.broker
             )
-    try:
-        slots = [(FILLS, partition) for partition in range(PARTITIONS)]
-        ends = cluster.ends(slots)
-        watched = [psutil.Process(process.pid) for process in processes]
-        peak = 0
-        while True:
-            assert all(process.poll() is None for process in processes), logs[0].read_text()
-            peak = max(peak, sum(process.memory_info().rss for process in watched))
-            marks = newest_marks(cluster, range(PARTITIONS))
-            if all(p in marks and marks[p].watermark[FILLS] >= ends[FILLS, p] for _, p in slots):
-                break
-            time.sleep(0.05)
-        finished = datetime.now()  # noqa: DTZ005 - the worker's log has local times too
-        cpu = sum(sum(process.cpu_times()[:2]) for process in watched)
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(10)
-    folding = [
-        re.findall(r"^(\S+ \S+) INFO folding partitions \d", log.read_text(), re.M) for log in logs
-    ]
-    started = min(datetime.strptime(times[0], "%Y-%m-%d %H:%M:%S,%f") for times in folding if times)  # noqa: DTZ007
-    published = read_published(cluster, range(PARTITIONS))
-    sums = totals(row for found in published.values() for row in found.accounts.items())
-    assert {a: sums["@clearing", a].balance for a in clearing} == clearing, "wrong result"
-    return (finished - started).total_seconds(), {
-        "workers": number,
-        "cpu_s": round(cpu, 2),
-        "peak_rss_mib": peak >> 20,
-    }
+            assert document["state_digest"] == self.digest, f"{name}: digest"
+            yield {"what": name} | result
+
+    def streams(self, streams: Streams) -> Iterator[Result]:
+        for threads in PROCESSES:
+            ledger = self.ledger()
+            took = streams.run(ledger, FILLS, self.events, self.rows, threads, self.broker)
+            yield {"what": name_of(threads)} | took
 
 
-def replay(
-    cluster: Cluster, clearing: dict[str, Decimal], processes: int
-) -> tuple[float, dict[str, Any]]:
-    """Run `replay --base genesis` on the whole topic."""
-    command = [sys.executable, "-m", "replay", "--from-offset", "earliest", "--base", "genesis"]
-    command += ["--account", "@clearing", "--processes", str(processes), "--json"]
-    process = subprocess.Popen(command, env=environment(cluster.settings), stdout=subprocess.PIPE)
-    out, _ = process.communicate()
-    assert process.returncode == 0
-    result = json.loads(out)
-    found = {row["asset"]: Decimal(row["balance"]) for row in result["balances"]}
-    assert found == clearing, "wrong result"
-    return float(result["seconds"]), {}
+def rounds(
+    logs: list[Log], runs: int, only: list[str], streams: Streams | None
+) -> Iterator[Result]:
+    """Yield all measurements, in interleaved rounds."""
+    if "replay" in only:
+        for log in logs:
+            log.prove()
+    for number in range(1, runs + 1):
+        for log in logs:
+            measurements = [getattr(log, kind) for kind in KINDS if kind in only]
+            for measurement in measurements:
+                for result in measurement():
+                    yield {"workload": log.workload.name, "round": number} | result
+            if streams is not None and log.workload.topics == (FILLS,):
+                for result in log.streams(streams):
+                    yield {"workload": log.workload.name, "round": number} | result
+
+
+def print_tables(results: list[Result], runs: int) -> None:
+    for workload in dict.fromkeys(result["workload"] for result in results):
+        rows = {
+            what: [r for r in results if (r["workload"], r["what"]) == (workload, what)]
+            for what in dict.fromkeys(r["what"] for r in results if r["workload"] == workload)
+        }
+        print(f"\n{workload}, medians of {runs}:\n")
+        print(
+            "| what | events/s | of raw read | of Kafka Streams | CPU an event, ours + broker "
+            "| peak memory | of Kafka Streams | written, ours + broker |"
+        )
+        print("|---|---:|---:|---:|---:|---:|---:|---:|")
+        for what, found in rows.items():
+            streams = rows.get(name_of(found[0].get("processes", 0)), [])
+            cpu, broker_cpu = median(found, "cpu_s"), median(found, "broker_cpu_s")
+            written, broker = median(found, "written_mib"), median(found, "broker_written_mib")
+            events = found[0]["events"]
+            cells = [
+                what,
+                f"{median(found, 'rate') or 0:,.0f}",
+                ratio(found, rows.get(RAW_READ, []), "rate", 3),
+                ratio(found, streams, "rate", 2),
+                sum_of(cpu, broker_cpu, 10**6 / events, 1, "µs"),
+                f"{median(found, 'peak_rss_mib') or 0:,.0f} MiB",
+                ratio(found, streams, "peak_rss_mib", 2),
+                sum_of(written, broker, 1, 0, "MiB"),
+            ]
+            print("|", " | ".join(cells), "|")
+
+
+def median(found: list[Result], name: str) -> float | None:
+    values = [one[name] for one in found if name in one]
+    return statistics.median(values) if values else None
+
+
+def ratio(found: list[Result], others: list[Result], name: str, digits: int) -> str:
+    ours, theirs = median(found, name), median(others, name)
+    return f"{ours / theirs:.{digits}f}" if ours and theirs else ""
+
+
+def sum_of(ours: float | None, broker: float | None, scale: float, digits: int, unit: str) -> str:
+    parts = [f"{part * scale:,.{digits}f}" for part in (ours, broker) if part is not None]
+    return f"{' + '.join(parts)} {unit}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--fills", type=int, default=1_000_000)
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--only", choices=["worker", "replay"])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--events", type=int, default=1_000_000, help="of each workload")
+    parser.add_argument("--runs", type=int, default=3, help="rounds (default 3)")
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--peers", type=Path, metavar="DIR", help="run Kafka Streams of there, too")
+    producing.add_option(parser)
+    parser.add_argument("--try", dest="is_trial", action="store_true", help="record nothing")
     options = parser.parse_args()
     with stack() as (kafka, directory):
         run_all(options, kafka, directory)
 
 
 def run_all(options: argparse.Namespace, kafka: str, directory: Path) -> None:
+    streams = Streams.prepare(options.peers, directory / "peers") if options.peers else None
+    logs = [
+        Log.publish(WORKLOADS[name], options, kafka, directory)
+        for name in dict.fromkeys(options.workload)
+    ]
     results: list[dict[str, Any]] = []
-    prefix = f"bench{os.getpid()}-"
-
-    def cluster(state: str) -> Cluster:
-        return Cluster(
-            kafka,
-            Settings(
-                kafka=kafka,
-                topic_prefix=prefix,
-                partitions=PARTITIONS,
-                state_dir=directory / state,
-            ),
-        )
-
-    clearing = produce(cluster("produce"), options.fills)
-    for run in range(options.runs):
-        for name, checked in ((RAW_READ, False), ("raw read, check sums compared", True)):
-            results.append(
-                measured(
-                    name,
-                    options.fills,
-                    lambda checked=checked: raw_read(cluster("r"), options.fills, checked),
-                )
-            )
-            print(results[-1], flush=True)
-        if options.only != "replay":
-            fresh = cluster(f"worker-{run}")
-            forget_tables(fresh)
-            results.append(
-                measured(
-                    "worker",
-                    options.fills,
-                    lambda fresh=fresh: workers(fresh, options.fills, clearing, options.workers),
-                )
-            )
-            print(results[-1], flush=True)
-        for processes in () if options.only == "worker" else (1, 2):
-            results.append(
-                measured(
-                    f"replay, {processes} process{'es' * (processes > 1)}",
-                    options.fills,
-                    lambda run=run, processes=processes: replay(
-                        cluster(f"replay-{run}"), clearing, processes
-                    ),
-                )
-            )
-            print(results[-1], flush=True)
-    medians = {
-        what: statistics.median(r["rate"] for r in results if r["what"] == what)
-        for what in dict.fromkeys(r["what"] for r in results)
-    }
-    print(f"\n| what | fills/s (median of {options.runs}) | of raw read |\n|---|---:|---:|")
-    for what, rate in medians.items():
-        print(f"| {what} | {rate:,.0f} | {rate / medians[RAW_READ]:.3f} |")
-    for result in results:
-        record(result)
+    for result in rounds(logs, options.runs, options.only, streams):
+        result["compression"] = options.compression
+        print(result, f"load {os.getloadavg()[0]:.1f}", flush=True)
+        results.append(result)
+        if not options.is_trial:
+            record(result)
+    print_tables(results, options.runs)
 
 
 if __name__ == "__main__":
