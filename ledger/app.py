@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
 import sys
 import time
@@ -12,6 +14,7 @@ from ledger.stack import kafka_endpoint
 from ledger.supervisor import LOG_FORMAT, stop_without_parent
 
 _REPEATED_AFTER_S = 30.0
+_M_ARENA_MAX = -8  # of malloc.h
 
 
 class _Sparingly(logging.Filter):
@@ -33,6 +36,12 @@ class _Sparingly(logging.Filter):
         return True
 
 
+def _share_memory() -> None:
+    """Let all threads allocate from one arena: RocksDB's would else keep what they freed apart."""
+    with contextlib.suppress(AttributeError, OSError):  # it is glibc's
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
 def run_worker(settings: Settings, log_level: str = "info", *, parent: int | None = None) -> None:
     """Run one stream worker until it is told to stop; does not return.
 
@@ -46,6 +55,7 @@ def run_worker(settings: Settings, log_level: str = "info", *, parent: int | Non
     """
     import uvloop
 
+    _share_memory()
     if parent is not None:
         stop_without_parent(parent)
     uvloop.install()

@@ -44,7 +44,7 @@ LARGEST_RECORD_BYTES: Final = 16 << 20
 REQUEST_TIMEOUT_S: Final = 15.0
 _SOCKET_TIMEOUT_S: Final = 20.0
 _RENEWED_AFTER_S: Final = 1.0
-_STALLED_S: Final = 30.0
+STALLED_S: Final = 30.0
 _BATCH: Final = 10_000
 
 _T = TypeVar("_T")
@@ -422,11 +422,7 @@ class Cluster:
         open_spans = {slot: span for slot, span in spans.items() if span[0] < span[1]}
         if not open_spans:
             return
-        earliest, ends = self.earliest(open_spans), self.ends(open_spans)
-        for slot, (start, end) in open_spans.items():
-            if start < earliest[slot] or end > ends[slot]:
-                needed = start if start < earliest[slot] else end
-                raise MissingRecords(*slot, needed, earliest[slot], ends[slot])
+        require_there(self, open_spans)
         consumer = Consumer(
             {
                 **client_config(self.bootstrap),
@@ -466,7 +462,7 @@ class Cluster:
         while positions:
             messages = consumer.consume(_BATCH, 0.2)
             if not messages:
-                if time.monotonic() - last_news > _STALLED_S:
+                if time.monotonic() - last_news > STALLED_S:
                     where = ", ".join(f"{t}:{p} at {o}" for (t, p), o in positions.items())
                     raise UnreachableError("Kafka", self.bootstrap, f"no records for 30 s: {where}")
                 continue
@@ -519,3 +515,16 @@ class Cluster:
             for slot, damage in unreadable.items():
                 if slot in positions:  # else it lies behind the span
                     raise damage
+
+
+def require_there(cluster: Cluster, spans: Mapping[Slot, tuple[int, int]]) -> None:
+    """Check that topics have the records from one offset to before another, by partition.
+
+    Raises:
+        MissingRecords: a first offset is not there any more, or a last one not there yet.
+    """
+    earliest, ends = cluster.earliest(spans), cluster.ends(spans)
+    for slot, (start, end) in spans.items():
+        if start < earliest[slot] or end > ends[slot]:
+            needed = start if start < earliest[slot] else end
+            raise MissingRecords(*slot, needed, earliest[slot], ends[slot])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Final, Literal, Protocol, TypeVar
 
+from ledger.blocks import PackedBatch, read_packed
 from ledger.continuity import Claim, require_continuous
 from ledger.errors import InputError, StateError
 from ledger.events import INPUT_TOPICS
@@ -18,7 +19,7 @@ from ledger.objects import StorageError
 from ledger.positions import LATEST, Limits, clamped, is_time, moment_ms, parse_positions
 from ledger.positions import Watermarks as Watermarks
 from ledger.projections.entries import META_KEY
-from ledger.projections.partition import Origin, Partition, Watermark, dominates
+from ledger.projections.partition import Origin, Packed, Partition, Watermark, dominates
 from ledger.snapshots import SnapshotFile, Snapshots
 from ledger.store import MemoryStore, PastStore, Store, note_replaced
 
@@ -295,20 +296,28 @@ class Rebuilder:
             for topic in INPUT_TOPICS
         }
         unfrozen = dict.fromkeys(rebuilt.partitions, 0)
-        for batch in self._cluster.read(spans, self._progress):
+        for batch in self._batches(spans, rewrite):
             number = batch.partition
-            records = batch.records
-            if rewrite is not None:
-                records = rewrite(batch.topic, number, records)
-            rebuilt.partitions[number].apply(batch.topic, records, batch.next_offset)
+            rebuilt.partitions[number].apply(batch.topic, batch.records, batch.next_offset)
             slot = (batch.topic, number)
-            rebuilt.records_read[slot] = rebuilt.records_read.get(slot, 0) + len(batch.records)
-            unfrozen[number] += len(batch.records)
+            rebuilt.records_read[slot] = rebuilt.records_read.get(slot, 0) + batch.count
+            unfrozen[number] += batch.count
             if unfrozen[number] >= _FREEZE_AFTER_RECORDS:
                 _settle(rebuilt, number)
                 unfrozen[number] = 0
         for number in rebuilt.partitions:
             _settle(rebuilt, number)
+
+    def _batches(
+        self, spans: Mapping[Slot, tuple[int, int]], rewrite: Rewrite | None
+    ) -> Iterator[PackedBatch]:
+        if rewrite is None:
+            yield from read_packed(self._cluster, spans, self._progress)
+            return
+        for batch in self._cluster.read(spans, self._progress):
+            records = rewrite(batch.topic, batch.partition, batch.records)
+            packed, count = Packed.of(records), len(batch.records)
+            yield PackedBatch(batch.topic, batch.partition, packed, count, batch.next_offset)
 
 
 def _require_not_beyond(partition: Partition, end: Watermark) -> None:

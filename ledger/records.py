@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from operator import attrgetter
 from typing import Any
 
@@ -71,7 +71,11 @@ class _Blocks(_MemoryRecordsPy):
         """Return the next batch of records."""
         raw: Any = self._next_slice
         batch: Any = super().next_batch()
-        return batch if batch is None or batch.is_control_batch else Block(batch, raw)
+        if batch is None or not batch.is_control_batch:
+            return batch and Block(batch, raw)
+        if not batch.validate_crc():
+            raise CorruptRecordException(f"The batch at offset {batch.base_offset} is damaged.")
+        return batch
 
 
 class Block(_Batch):
@@ -94,43 +98,68 @@ class Block(_Batch):
         """Add the records of the batch to others.
 
         Raises:
-            CorruptRecordException: they are not in the form that Kafka writes.
+            CorruptRecordException: they are not in the form that Kafka writes, or damaged.
         """
         if self.magic < 2:  # no Kafka of these years writes such batches
-            raise CorruptRecordException(f"the batch at offset {self.base_offset} is of old form")
-        head = _DefaultRecordBatchPy.HEADER_STRUCT
-        payload: Any = self._raw[head.size :]
+            raise CorruptRecordException(f"The batch at offset {self.base_offset} is of old form.")
+        payload: bytes | None = None
         if self.compression_type:
+            if not self.validate_crc():
+                raise CorruptRecordException(f"The batch at offset {self.base_offset} is damaged.")
             batch: Any = _DefaultRecordBatchPy(self._raw)
             batch._maybe_uncompress()
-            payload = batch._buffer
+            payload = bytes(batch._buffer)
         try:
-            packed.add(self.base_offset, head.unpack_from(self._raw)[-1], payload)
+            packed.add(self._raw, payload)
         except ValueError as error:
-            raise CorruptRecordException(str(error)) from error
+            raise CorruptRecordException(
+                f"The batch at offset {self.base_offset} cannot be read: {error}."
+            ) from error
 
 
 class _PartitionBlocks(fetcher.PartitionRecords):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._check_crcs = False  # that is done, much quicker, when blocks are packed
+
     def _consumer_record(self, tp: Any, record: Block) -> Block:
         return record
 
 
-def packed(blocks: Sequence[Block], start: int) -> Packed:
-    """Return the records of one partition's batches, from an offset on.
+def packed(blocks: Sequence[Block], start: int, end: int | None = None) -> Packed:
+    """Return the records of one partition's batches, from an offset to before another.
 
     Raises:
-        CorruptRecordException: a batch is not in the form that Kafka writes.
+        UnreadableBatch: a batch is damaged, or not in the form that Kafka writes.
     """
-    records = _fold.Records(start)
-    for block in blocks:
-        block.pack_into(records)
+    records = _fold.Records(start, end)
+    for place, block in enumerate(blocks):
+        try:
+            block.pack_into(records)
+        except CorruptRecordException as error:
+            before = Packed(records, partial(_full, records, blocks[:place]))
+            raise UnreadableBatch(int(block.base_offset), before, str(error)) from error
+    return Packed(records, partial(_full, records, blocks))
 
-    def full(place: int) -> Any:
-        offset = records.offset(place)
-        block = blocks[bisect_left(blocks, offset, key=attrgetter("offset"))]
-        return block.records[offset]
 
-    return Packed(records, full)
+def _full(records: _fold.Records, blocks: Sequence[Block], place: int) -> Any:
+    offset = records.offset(place)
+    block = blocks[bisect_left(blocks, offset, key=attrgetter("offset"))]
+    return block.records[offset]
+
+
+class UnreadableBatch(CorruptRecordException):
+    """A batch is damaged, or not in the form that Kafka writes.
+
+    Attributes:
+        base_offset: its first offset.
+        before: the records before it.
+    """
+
+    def __init__(self, base_offset: int, before: Packed, detail: str) -> None:
+        super().__init__(detail)
+        self.base_offset = base_offset
+        self.before = before
 
 
 class _Lenient(_DefaultRecordBatchPy):

@@ -40,6 +40,7 @@ def _options() -> Any:
     options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
     options.set_write_buffer_manager(_WRITE_BUFFERS)
     options.set_max_write_buffer_number(3)
+    options.set_level_zero_file_num_compaction_trigger(8)
     # Most look-ups are for keys that are not there: filters spare the search, also in memory.
     options.set_memtable_whole_key_filtering(True)
     options.set_memtable_prefix_bloom_ratio(0.1)

@@ -3,10 +3,17 @@
 use crate::amount::{Amount, ZERO};
 use crate::digest::Sum;
 use crate::json::{write_string, Damaged, Reader};
+use arrayvec::ArrayString;
+
+/// So many rows are looked through sooner than a place among them is searched.
+const FEW_ROWS: usize = 8;
+
+/// An asset's name, in place: rows are looked for by it all the time.
+type Asset = ArrayString<32>;
 
 /// The totals of one asset. Debits and credits only grow; the hold follows the open orders.
 pub struct Row {
-    asset: Box<str>,
+    asset: Asset,
     pub debits: Amount,
     pub credits: Amount,
     pub hold: Amount,
@@ -28,7 +35,7 @@ impl Account {
         let mut reader = Reader::new(value);
         reader.expect(b'{')?;
         while !reader.take(b'}') {
-            let asset = reader.string()?.into();
+            let asset = Asset::from(&reader.string()?).map_err(|_| Damaged)?;
             reader.expect(b':')?;
             let mut amounts = [ZERO; 3];
             for (place, amount) in amounts.iter_mut().enumerate() {
@@ -46,11 +53,14 @@ impl Account {
 
     /// Returns the totals of an asset, to be changed in place.
     pub fn row(&mut self, asset: &str) -> &mut Row {
-        let found = self.rows.binary_search_by(|row| (*row.asset).cmp(asset));
-        let place = found.unwrap_or_else(|place| {
-            let row = Row { asset: asset.into(), debits: ZERO, credits: ZERO, hold: ZERO };
-            self.rows.insert(place, row);
-            place
+        let few = self.rows.len() <= FEW_ROWS;
+        let found = if few { self.rows.iter().position(|row| row.asset == *asset) } else { None };
+        let place = found.unwrap_or_else(|| {
+            self.rows.binary_search_by(|row| (*row.asset).cmp(asset)).unwrap_or_else(|place| {
+                let asset = Asset::from(asset).expect("names of assets are checked");
+                self.rows.insert(place, Row { asset, debits: ZERO, credits: ZERO, hold: ZERO });
+                place
+            })
         });
         &mut self.rows[place]
     }

@@ -20,6 +20,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use std::ops::Range;
 use typed_arena::Arena;
 
 #[global_allocator]
@@ -389,25 +390,54 @@ impl Entries {
     }
 }
 
-/// Records of one partition from an offset on, as they lie in Kafka's batches.
+/// Bytes of Python's that nobody changes.
+struct PythonBytes(PyBuffer<u8>);
+
+impl records::Buffer for PythonBytes {
+    fn bytes(&self) -> &[u8] {
+        let start = self.0.buf_ptr().cast::<u8>();
+        // SAFETY: `Records::add` takes only buffers that are contiguous and cannot be written to; they
+        // stay where they are while the buffer is held.
+        unsafe { std::slice::from_raw_parts(start, self.0.item_count()) }
+    }
+}
+
+impl PythonBytes {
+    fn of(buffer: PyBuffer<u8>) -> PyResult<PythonBytes> {
+        if buffer.readonly() && buffer.is_c_contiguous() && buffer.item_count() > 0 {
+            Ok(PythonBytes(buffer))
+        } else {
+            Err(PyValueError::new_err("only contiguous bytes that cannot change"))
+        }
+    }
+}
+
+/// Records of one partition, from one offset to before another, as they lie in Kafka's batches.
 #[pyclass]
 struct Records {
-    records: records::Records,
-    start: u64,
+    records: records::Records<PythonBytes>,
+    wanted: Range<u64>,
 }
 
 #[pymethods]
 impl Records {
     #[new]
-    fn new(start: u64) -> Records {
-        Records { records: records::Records::default(), start }
+    #[pyo3(signature = (start, end))]
+    fn new(start: u64, end: Option<u64>) -> Records {
+        let wanted = start..end.unwrap_or(u64::MAX);
+        Records { records: records::Records::new(), wanted }
     }
 
-    /// Adds the records of a batch that was decompressed and is without its head.
-    fn add(&mut self, base_offset: u64, count: usize, payload: PyBuffer<u8>) -> PyResult<()> {
-        let payload = Python::attach(|py| payload.to_vec(py))?;
-        self.records.add(self.start, base_offset, count, &payload).map_err(|_| {
-            PyValueError::new_err(format!("the batch at offset {base_offset} is malformed"))
+    /// Adds the records of a batch; `payload` is what follows its head, where that is compressed.
+    #[pyo3(signature = (batch, payload))]
+    fn add(&mut self, batch: PyBuffer<u8>, payload: Option<PyBuffer<u8>>) -> PyResult<()> {
+        let batch = PythonBytes::of(batch)?;
+        let payload = payload.map(PythonBytes::of).transpose()?;
+        self.records.add(&self.wanted, batch, payload).map_err(|trouble| {
+            PyValueError::new_err(match trouble {
+                records::Trouble::Damaged => "it fails its check sum",
+                records::Trouble::Malformed => "its records are malformed",
+            })
         })
     }
 

@@ -1,38 +1,67 @@
 //! Records of one partition as they lie in Kafka's batches, without an object for each.
 //!
-//! A client reads a batch's head, compares its check sum and decompresses it. What is left is a row of
-//! records (the message format, version 2), whose keys and values are found here.
+//! A client says where batches begin and decompresses them. Their check sums are compared here, and the
+//! keys and values of their records found (the message format, version 2).
 
 use crate::fold::Record;
+use std::ops::Range;
 
-/// The records are not in the form that Kafka writes.
+/// How many bytes a batch's head has; its records follow.
+const HEAD: usize = 61;
+
 #[derive(Debug)]
-pub struct Malformed;
+pub enum Trouble {
+    /// The check sum is not that of the bytes.
+    Damaged,
+    /// The bytes are not in the form that Kafka writes.
+    Malformed,
+}
+
+use Trouble::Malformed;
+
+/// Bytes that stay where they are as long as their owner lives.
+pub trait Buffer {
+    fn bytes(&self) -> &[u8];
+}
 
 struct Span {
+    buffer: usize,
     offset: u64,
     key: Option<(usize, usize)>,
     value: Option<(usize, usize)>,
 }
 
-#[derive(Default)]
-pub struct Records {
-    data: Vec<u8>,
+pub struct Records<B> {
+    buffers: Vec<B>,
     spans: Vec<Span>,
 }
 
-impl Records {
-    /// Adds the records of a batch, in offset order; those before `start` are left out.
+impl<B: Buffer> Records<B> {
+    pub fn new() -> Records<B> {
+        Records { buffers: Vec::new(), spans: Vec::new() }
+    }
+
+    /// Adds the records of a batch, in offset order; those outside of `wanted` are left out.
+    ///
+    /// `payload` is what follows the head, decompressed, where that is not as it stands in `batch`.
     pub fn add(
         &mut self,
-        start: u64,
-        base_offset: u64,
-        count: usize,
-        payload: &[u8],
-    ) -> Result<(), Malformed> {
-        let begin = self.data.len();
-        self.data.extend_from_slice(payload);
-        let mut reader = Reader { bytes: &self.data, place: begin };
+        wanted: &Range<u64>,
+        batch: B,
+        payload: Option<B>,
+    ) -> Result<(), Trouble> {
+        let head = batch.bytes().get(..HEAD).ok_or(Malformed)?;
+        let number = |place: usize| u32::from_be_bytes(head[place..place + 4].try_into().unwrap());
+        if number(17) != crc32c::crc32c(&batch.bytes()[21..]) {
+            return Err(Trouble::Damaged);
+        }
+        let base_offset = u64::from_be_bytes(head[..8].try_into().unwrap());
+        let count = number(57);
+        let (buffer, begin) = match payload {
+            Some(payload) => (payload, 0),
+            None => (batch, HEAD),
+        };
+        let mut reader = Reader { bytes: buffer.bytes(), place: begin };
         for _ in 0..count {
             let length = reader.length()?;
             let end = reader.place.checked_add(length).ok_or(Malformed)?;
@@ -45,10 +74,11 @@ impl Records {
                 return Err(Malformed);
             }
             reader.place = end; // past the headers
-            if offset >= start {
-                self.spans.push(Span { offset, key, value });
+            if wanted.contains(&offset) {
+                self.spans.push(Span { buffer: self.buffers.len(), offset, key, value });
             }
         }
+        self.buffers.push(buffer);
         Ok(())
     }
 
@@ -58,7 +88,8 @@ impl Records {
 
     pub fn get(&self, place: usize) -> Option<Record<'_>> {
         let span = self.spans.get(place)?;
-        let slice = |(begin, end): (usize, usize)| &self.data[begin..end];
+        let bytes = self.buffers[span.buffer].bytes();
+        let slice = |(begin, end): (usize, usize)| &bytes[begin..end];
         Some(Record { offset: span.offset, key: span.key.map(slice), value: span.value.map(slice) })
     }
 
@@ -73,7 +104,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn skip(&mut self, count: usize) -> Result<(), Malformed> {
+    fn skip(&mut self, count: usize) -> Result<(), Trouble> {
         self.place = self.place.checked_add(count).ok_or(Malformed)?;
         if self.place > self.bytes.len() {
             return Err(Malformed);
@@ -82,7 +113,7 @@ impl Reader<'_> {
     }
 
     /// Reads an integer of variable length, zigzag coded.
-    fn varint(&mut self) -> Result<i64, Malformed> {
+    fn varint(&mut self) -> Result<i64, Trouble> {
         let mut number = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = *self.bytes.get(self.place).ok_or(Malformed)?;
@@ -95,12 +126,12 @@ impl Reader<'_> {
         Err(Malformed)
     }
 
-    fn length(&mut self) -> Result<usize, Malformed> {
+    fn length(&mut self) -> Result<usize, Trouble> {
         usize::try_from(self.varint()?).map_err(|_| Malformed)
     }
 
     /// Goes past bytes that begin with their length, -1 for none; returns where they are.
-    fn bytes(&mut self) -> Result<Option<(usize, usize)>, Malformed> {
+    fn bytes(&mut self) -> Result<Option<(usize, usize)>, Trouble> {
         let length = self.varint()?;
         if length == -1 {
             return Ok(None);

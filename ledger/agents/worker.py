@@ -57,7 +57,7 @@ _STUCK_S: Final = 60.0
 _TOPICS_S: Final = 5.0
 _LOOK_S: Final = 0.05
 _NEVER_S: Final = 10.0**9
-_MOST_UNSETTLED: Final = 4  # times flush_records
+_MOST_UNSETTLED: Final = 2  # times flush_records
 
 _T = TypeVar("_T")
 
