@@ -1,7 +1,7 @@
 """The durable store: one RocksDB for each partition, changes and watermark in one write batch.
 
-RocksDB keeps no log of its own: the topics are the log. After a kill a store is as it was after an
-earlier batch, and what came later is folded again; how much that is at most is what memory buffers.
+RocksDB need not keep a log of its own: the topics are the log. After a kill a store is as it was
+after an earlier batch, and what came later is folded again: at most what memory buffers.
 """
 
 from __future__ import annotations
@@ -57,8 +57,12 @@ def _options() -> Any:
 class RocksStore:
     """A `ledger.store.Store` in a directory of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, keeps_log: bool = False) -> None:
         """Open or create the store.
+
+        Args:
+            directory: where it is.
+            keeps_log: whether a kill loses nothing: for what the topics alone do not say.
 
         Raises:
             StateInUse: it is open already, here or in another process.
@@ -66,10 +70,9 @@ class RocksStore:
             StateError: it cannot be read or written.
         """
         self.directory = directory
-        self._failed = False
-        self._without_log = rocksdict.WriteOptions()
+        self._writing = rocksdict.WriteOptions()
         # The stubs take this property for a method.
-        self._without_log.disable_wal = True  # type: ignore[method-assign, assignment]
+        self._writing.disable_wal = not keeps_log  # type: ignore[method-assign, assignment]
         if (directory / _MARKER).exists():
             raise DamagedState(f"The state in {directory} was found damaged. {_REBUILT}")
         try:
@@ -84,7 +87,6 @@ class RocksStore:
 
     def _trouble(self, error: Exception) -> StateError:
         """Return what RocksDB's error means."""
-        self._failed = True
         if any(sign in str(error) for sign in _SIGNS_OF_DAMAGE):
             return DamagedState(f"The state in {self.directory} is damaged ({error}). {_REBUILT}")
         return StateError(
@@ -163,7 +165,7 @@ class RocksStore:
             else:
                 put(key, value)
         try:
-            self._db.write(batch, self._without_log)
+            self._db.write(batch, self._writing)
         except Exception as error:
             raise self._trouble(error) from error
 
@@ -179,17 +181,16 @@ class RocksStore:
             raise self._trouble(error) from error
 
     def close(self) -> None:
-        """Close the store and let go of its lock; what was written stays on disk."""
+        """Close the store and let go of its lock.
+
+        What was written is brought to disk if there is room; who must know calls `flush` before.
+        """
         database, self._db = self._db, None
         if database is not None:
             try:
-                database.flush()
                 database.close()
-            except Exception as error:  # noqa: BLE001 - after a failed write it cannot be tidied up
-                if not self._failed:  # else it was said already, by an error
-                    logger.warning(
-                        "The state in %s was not closed in order: %s", self.directory, error
-                    )
+            except Exception as error:  # noqa: BLE001 - what is not on disk is folded again
+                logger.info("The state in %s was not closed in order: %s", self.directory, error)
             del database
             gc.collect(0)
 

@@ -33,6 +33,7 @@ def make_state(path: Path, entries: Iterable[tuple[bytes, bytes]]) -> None:
         with contextlib.closing(RocksStore(directory)) as store:
             while batch := dict(itertools.islice(left, _BATCH)):
                 store.write(batch)
+            store.flush()
         for written in directory.iterdir():
             keep_on_disk(written)
         keep_on_disk(directory)

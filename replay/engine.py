@@ -153,6 +153,8 @@ def _rebuild(
         rewrite=None if job.what_if is None else job.what_if.rewrite,
     )
     rebuilt = rebuilder.rebuild(job.span.start, job.span.end, job.base, remember=True)
+    if files is not None:
+        files.flush()
     done = _Done()
     for number in rebuilt.partitions:
         used = rebuilt.bases[number]

@@ -63,13 +63,25 @@ class StateFiles:
         return self._open(path)
 
     def replaced(self, number: int) -> RocksStore:
-        """Return the store for what a partition's entries were at the start."""
-        return self._open(self.directory / f"p{number}-before")
+        """Return the store for what a partition's entries were at the start.
 
-    def _open(self, path: Path) -> RocksStore:
+        It keeps a log, so that no kill leaves it behind the store whose past it is.
+        """
+        return self._open(self.directory / f"p{number}-before", keeps_log=True)
+
+    def _open(self, path: Path, *, keeps_log: bool = False) -> RocksStore:
         if path not in self._stores:
-            self._stores[path] = RocksStore(path)
+            self._stores[path] = RocksStore(path, keeps_log=keeps_log)
         return self._stores[path]
+
+    def flush(self) -> None:
+        """Bring to disk what was settled, where other processes and later runs find it.
+
+        Raises:
+            StateError: it cannot be written.
+        """
+        for store in self._stores.values():
+            store.flush()
 
     def close(self) -> None:
         """Close all stores; what was settled stays."""

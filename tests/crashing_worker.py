@@ -107,6 +107,10 @@ class _Producer:
         self._producer.produce(*args, **kwargs)
         self._at("after produce")
 
+    def produce_batch(self, *args: Any, **kwargs: Any) -> None:
+        self._producer.produce_batch(*args, **kwargs)
+        self._at("after produce")
+
     def commit_transaction(self, *args: Any) -> None:
         if self._point == "before commit":
             self._producer.flush(_FLUSH_S)  # all of it is in the topics, and none is committed

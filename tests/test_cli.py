@@ -21,7 +21,7 @@ import typer
 from confluent_kafka import Producer
 
 from ledger.cli import app, main
-from ledger.events import INPUT_TOPICS
+from ledger.events import INPUT_TOPICS, RULES_VERSION
 from ledger.kafka import BALANCES, DEAD_LETTERS
 from ledger.partitioner import partition_of
 from ledger.settings import Settings
@@ -576,7 +576,7 @@ def test_tables_that_cover_records_which_are_gone_stop_the_check(
     mark = {
         "watermark": {"orders": 0, "fills": 5, "transfers": 0},
         "state_digest": "00",
-        "rules_version": 1,
+        "rules_version": RULES_VERSION,
         "topic_ids": cluster.origin().topic_ids,
         "tips": {},
         "partitions": 8,

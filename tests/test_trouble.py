@@ -182,7 +182,9 @@ def test_a_full_disk_stops_the_worker_and_loses_nothing(
     publish(settings, lines[:2000])
     publish_bad_record(settings)
     log = tmp_path / "1.log"
-    with worker(settings, log) as process:
+    # What was stored is brought to disk before each snapshot.
+    hurried = settings.model_copy(update={"snapshot_interval_s": 1.0})
+    with worker(hurried, log) as process:
         eventually(lambda: published_at_end(settings))
         psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE, (65_536, 65_536))
         publish(settings, lines[2000:])

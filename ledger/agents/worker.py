@@ -49,7 +49,6 @@ _COMMIT_S: Final = 5.0
 _RETAKE_PAUSE_S: Final = 0.5
 _STOP_FLUSH_S: Final = 2.0
 _STOP_SNAPSHOT_S: Final = 1.0
-_STOP_KEEP_S: Final = 0.5
 _LEAVE_S: Final = 0.8
 _SAY_S: Final = 0.1
 _STOP_S: Final = 4.8  # for all of it
@@ -348,6 +347,13 @@ class LedgerApp(ChunkedApp):
 
     async def _snapshot(self, owned: OwnedPartition) -> None:
         try:
+            await self._in_executor(owned.keep)
+        except DamagedState as error:
+            owned.damage(error)
+            return
+        except StateError as error:
+            self.fail(str(error))
+        try:
             await self._in_executor(
                 owned.write_snapshot, self._snapshots, self.settings.snapshots_kept
             )
@@ -378,15 +384,19 @@ class LedgerApp(ChunkedApp):
     async def _hand_over(self) -> None:
         epoch, owned = self.epoch, list(self.owned.values())
         await self._flush_all(owned, _STOP_FLUSH_S)
+        # What does not get to disk is folded again, so nobody waits for it in vain.
+        kept = asyncio.gather(*map(self._keep, [*owned, *self._parked.values()]))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._last_snapshots(owned), _STOP_SNAPSHOT_S)
         if self.is_connected:
             await self._commit(epoch, owned, _LEAVE_S)
             with contextlib.suppress(TimeoutError, KafkaError):
                 await asyncio.wait_for(self.leave_group(), _LEAVE_S)
-        with contextlib.suppress(TimeoutError, StateError):
-            kept = asyncio.gather(*(self._in_executor(one.keep) for one in owned))
-            await asyncio.wait_for(kept, _STOP_KEEP_S)
+        await kept
+
+    async def _keep(self, owned: OwnedPartition) -> None:
+        with contextlib.suppress(StateError):
+            await self._in_executor(owned.keep)
 
     def _end_stopped(self, trouble: str | None = None) -> NoReturn:
         if trouble is not None:

@@ -60,6 +60,7 @@ class Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.is_paused = False
         self.starts_at: float | None = None
+        self._was_asked = False
         self._settings = settings.model_copy(update={"state_dir": self.state_dir})
         self._began = 0  # where the log of the running process begins
 
@@ -72,7 +73,7 @@ class Worker:
         """Start the worker, or another module with its settings."""
         assert self.process is None
         self.starts_at = None
-        self.is_paused = False
+        self.is_paused = self._was_asked = False
         with self.log.open("ab") as output:
             self._began = output.tell()
             self.process = self._launch(output, module or ("ledger", "worker"))
@@ -94,12 +95,18 @@ class Worker:
             self.process.wait()
             self.process = None
 
+    def ask_to_end(self) -> None:
+        """Ask the process to end, once."""
+        if self.process is not None and not self._was_asked:
+            self._was_asked = True
+            self.pause(False)
+            self.process.terminate()
+
     def terminate(self) -> int | None:
         """Ask the process to end; return its exit code, or None if it had to be killed."""
+        self.ask_to_end()
         if self.process is None:
             return 0
-        self.pause(False)
-        self.process.terminate()
         try:
             code = self.process.wait(_TERMINATE_S)
         except subprocess.TimeoutExpired:
@@ -180,6 +187,15 @@ class Fleet:
             self.exits.append(Exit(worker.name, code, "while it was asked to end"))
         elif code not in (0, -signal.SIGTERM):  # asked while Python started: nothing handles it yet
             self.exits.append(Exit(worker.name, code, "when it was asked to end"))
+
+    def end(self) -> None:
+        """Ask every worker to end, all at once, and wait for it."""
+        for worker in self.workers:
+            worker.starts_at = None
+            worker.ask_to_end()
+        for worker in self.workers:
+            if worker.process is not None:
+                self.terminate(worker)
 
     def kill(self) -> None:
         """Kill every worker."""

@@ -128,6 +128,7 @@ class _Run:
                 if worker.is_alive:
                     self.fleet.terminate(worker)
             self._phase("ending")
+            self.fleet.end()
             if settled:
                 self._verify()
         finally:
