@@ -14,8 +14,6 @@ import os
 from collections.abc import Iterator
 from typing import IO, Any, Final
 
-import pyarrow.parquet as pq
-
 _DIGEST_BYTES: Final = 32
 _TAIL_BYTES: Final = 8
 """The length of the footer, and the file's last four bytes."""
@@ -26,6 +24,8 @@ _READ_BYTES: Final = 1 << 20
 @contextlib.contextmanager
 def sealed_writer(file: IO[bytes], schema: Any) -> Iterator[Any]:
     """Return a Parquet writer of tables of a schema, whose file is sealed at the end."""
+    import pyarrow.parquet as pq  # takes long; see `ledger.snapshots`
+
     sealing = _Sealing(file)
     with pq.ParquetWriter(sealing, schema, compression="zstd") as writer:
         yield writer

@@ -28,8 +28,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ledger import digests
 from ledger._fold import EntrySum
@@ -56,14 +54,7 @@ _STATE_DIGEST_KEY: Final = b"ledger.state_digest"
 _LOG_DIGESTS_KEY: Final = b"ledger.log_digests"
 _ROWS: Final = 50_000
 _ROWS_AT_ONCE: Final = 10_000
-_SCHEMA: Final = pa.schema(
-    [
-        ("account", pa.string()),
-        ("kind", pa.string()),
-        ("id", pa.string()),
-        ("value", pa.string()),
-    ]
-)
+_COLUMNS: Final = ("account", "kind", "id", "value")
 
 Entries = Iterator[tuple[bytes, bytes]]
 
@@ -163,13 +154,14 @@ class Snapshots:
         for known, listed in self._listed(file.partition):
             if known == file and self._is_of(known, listed, header.origin):
                 return file
-        schema = _SCHEMA.with_metadata(_metadata(header))
+        arrow = _arrow()
+        schema = _schema().with_metadata(_metadata(header))
         with (
             self._objects.writing(file.name) as unfinished,
             sealed_writer(unfinished, schema) as writer,
         ):
             for rows in _chunks(entries):
-                writer.write_table(pa.table(_columns(rows), schema=schema))
+                writer.write_table(arrow.table(_columns(rows), schema=schema))
         self._refused.discard(file.name)
         return file
 
@@ -192,7 +184,7 @@ class Snapshots:
                 with _refusing(file):
                     source = stack.enter_context(self._objects.reading(file.name))
                     require_sealed(source)
-                    parquet = stack.enter_context(pq.ParquetFile(source))
+                    parquet = stack.enter_context(_arrow().parquet.ParquetFile(source))
                     header = _checked_header(parquet.schema_arrow)
                 if not _same_source(header, origin):
                     raise ForeignSnapshot(
@@ -224,7 +216,7 @@ class Snapshots:
         if listed not in self._headers:
             try:
                 with _refusing(file), self._objects.reading(file.name) as source:
-                    self._headers[listed] = _checked_header(pq.read_schema(source))
+                    self._headers[listed] = _checked_header(_arrow().parquet.read_schema(source))
             except SnapshotError:
                 self._headers[listed] = None
             except StorageError:
@@ -291,6 +283,18 @@ def superfluous(files: Sequence[SnapshotFile], kept: int) -> list[SnapshotFile]:
     return found
 
 
+def _arrow() -> Any:
+    """Return pyarrow: a worker need not wait for it, nor have the memory, before a snapshot."""
+    import pyarrow.parquet
+
+    return pyarrow
+
+
+def _schema() -> Any:
+    arrow = _arrow()
+    return arrow.schema([(name, arrow.string()) for name in _COLUMNS])
+
+
 def _metadata(header: Header) -> dict[bytes, bytes]:
     stored = msgspec.json.encode(header)
     return {
@@ -314,7 +318,7 @@ def _checked_header(schema: Any) -> Header:
         ValueError: it is not what was written.
         StateError: nor is its JSON.
     """
-    if not schema.remove_metadata().equals(_SCHEMA):
+    if not schema.remove_metadata().equals(_schema()):
         raise ValueError("its columns are not those of a snapshot")
     metadata: dict[bytes, bytes] = schema.metadata or {}
     stored = metadata.get(_HEADER_KEY, b"")
@@ -354,7 +358,7 @@ def _refusing(file: SnapshotFile) -> Iterator[None]:
         raise SnapshotError(_unreadable(file, error)) from error
     except StorageError:
         raise
-    except (StateError, OSError, pa.ArrowException, ValueError, OverflowError) as error:
+    except (StateError, OSError, ValueError, OverflowError, _arrow().ArrowException) as error:
         # Arrow's own errors about what a file holds are OSErrors, too, but have no number.
         of_place = isinstance(error, OSError) and error.errno is not None
         kind = StorageError if of_place else SnapshotError
@@ -394,7 +398,7 @@ def _columns(rows: list[tuple[bytes, bytes]]) -> dict[str, list[str]]:
         kinds.append(kind)
         ids.append(identity)
     values = [value.decode() for _, value in rows]
-    return {"account": accounts, "kind": kinds, "id": ids, "value": values}
+    return dict(zip(_COLUMNS, (accounts, kinds, ids, values), strict=True))
 
 
 def _entries(parquet: Any) -> Entries:
