@@ -27,7 +27,7 @@ Base = Literal["snapshot", "genesis", "empty"]
 
 _T = TypeVar("_T")
 
-_FREEZE_AFTER_RECORDS: Final = 100_000
+_FREEZE_AFTER_RECORDS: Final = 30_000
 """Bounds how much of a partition stays decoded in memory."""
 
 
