@@ -35,12 +35,10 @@ impl Sum {
     pub const ZERO: Sum = Sum([0; WORDS]);
 
     pub fn of_entry(key: &[u8], value: &[u8]) -> Sum {
-        let mut data = Vec::with_capacity(4 + key.len() + value.len());
-        data.extend_from_slice(&length(key));
-        data.extend_from_slice(key);
-        data.extend_from_slice(value);
+        let mut hash = blake3::Hasher::new();
+        hash.update(&length(key)).update(key).update(value);
         let mut bytes = [0u8; WORDS * 8];
-        blake3::Hasher::new().update(&data).finalize_xof().fill(&mut bytes);
+        hash.finalize_xof().fill(&mut bytes);
         Sum::of_bytes(&bytes)
     }
 

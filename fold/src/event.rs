@@ -15,6 +15,10 @@ macro_rules! names {
         impl Name {
             const ALL: &'static [Name] = &[$(Name::$name),*];
 
+            fn text(self) -> &'static [u8] {
+                match self { $(Name::$name => $text),* }
+            }
+
             pub fn of(text: &[u8]) -> Option<Name> {
                 $(if text == $text { return Some(Name::$name); })*
                 None
@@ -218,8 +222,8 @@ fn shape(kind: &str) -> Option<(&'static str, u32, u32)> {
 }
 
 /// Returns the event that a record of a topic holds, or None where the codec has to look at it.
-pub fn parse<'a>(topic: &str, value: &'a [u8]) -> Option<Event<'a>> {
-    let fields = scan(value)?;
+pub fn parse<'a>(topic: &str, value: &'a [u8], usual: &mut Usual) -> Option<Event<'a>> {
+    let fields = scan(value, usual)?;
     let kind = fields.text(Name::Type);
     let (right, required, optional) = shape(kind)?;
     let required = required | EVERY;
@@ -291,7 +295,25 @@ pub fn build<'a>(fields: &Fields<'a>) -> Option<Event<'a>> {
 
 // -- JSON
 
-fn scan(value: &[u8]) -> Option<Fields<'_>> {
+/// The names of an event's fields in the order in which the last one had them: most are alike.
+#[derive(Default)]
+pub struct Usual(Vec<Name>);
+
+impl Usual {
+    fn name(&mut self, place: usize, text: &[u8]) -> Option<Name> {
+        match self.0.get(place) {
+            Some(name) if text == name.text() => Some(*name),
+            _ => {
+                let name = Name::of(text)?;
+                self.0.truncate(place);
+                self.0.push(name);
+                Some(name)
+            }
+        }
+    }
+}
+
+fn scan<'a>(value: &'a [u8], usual: &mut Usual) -> Option<Fields<'a>> {
     // One pass that compilers make wide: from here on every string is plain.
     let odd = value
         .iter()
@@ -302,9 +324,9 @@ fn scan(value: &[u8]) -> Option<Fields<'_>> {
     let text = std::str::from_utf8(value).ok()?;
     let mut fields = Fields::default();
     let mut rest = skip_blanks(text).strip_prefix('{')?;
-    loop {
+    for place in 0.. {
         let (name, after) = string(skip_blanks(rest))?;
-        let name = Name::of(name.as_bytes())?;
+        let name = usual.name(place, name.as_bytes())?;
         if fields.has(name) {
             return None;
         }
@@ -336,6 +358,7 @@ fn scan(value: &[u8]) -> Option<Fields<'_>> {
             _ => return None,
         }
     }
+    None
 }
 
 fn skip_blanks(text: &str) -> &str {

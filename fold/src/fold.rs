@@ -7,7 +7,9 @@
 use crate::account::Account;
 use crate::amount::Amount;
 use crate::digest::{self, Chain, Sum};
-use crate::event::{self, Busted, Event, Filled, Kind, Placed as PlacedEvent, Terms, Transfer};
+use crate::event::{
+    self, Busted, Event, Filled, Kind, Placed as PlacedEvent, Terms, Transfer, Usual,
+};
 use crate::fact::{self, Fact, Shape};
 use crate::journal::{self, Entry, Party, Trade};
 use crate::json::Damaged;
@@ -74,14 +76,20 @@ impl<E> From<E> for Trouble<E> {
     }
 }
 
+/// The values of keys, each None where there is none.
+pub type Stored = Vec<Option<Vec<u8>>>;
+
+/// A key and its value.
+pub type StoredEntry = (Vec<u8>, Vec<u8>);
+
 /// Stored entries, of which the fold asks for those that it does not have.
 pub trait Shelf {
     type Error;
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Self::Error>;
-    fn get_many(&self, keys: &[Vec<u8>]) -> Result<Vec<Option<Vec<u8>>>, Self::Error>;
+    fn get_many(&self, keys: &[&[u8]]) -> Result<Stored, Self::Error>;
     /// Returns the entries whose key begins with `prefix`.
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Self::Error>;
+    fn scan(&self, prefix: &[u8]) -> Result<Vec<StoredEntry>, Self::Error>;
 }
 
 type Found<T, S> = Result<T, Trouble<<S as Shelf>::Error>>;
@@ -268,8 +276,8 @@ impl Fold {
     // -- applying
 
     /// Returns what a record of a topic holds, without the codec.
-    pub fn content<'a>(&self, topic: &str, record: &Record<'a>) -> Content<'a> {
-        match record.value.and_then(|value| event::parse(topic, value)) {
+    pub fn content<'a>(&self, topic: &str, record: &Record<'a>, usual: &mut Usual) -> Content<'a> {
+        match record.value.and_then(|value| event::parse(topic, value, usual)) {
             Some(event) => self.checked(record.key, event),
             None => Content::Unsure,
         }
@@ -338,50 +346,58 @@ impl Fold {
     /// Returns where they are, for each event that there is.
     fn find<S: Shelf>(&mut self, contents: &[Content], shelf: &S) -> Found<Vec<Entries>, S> {
         let mut found = Vec::with_capacity(contents.len());
-        let mut wanted: Vec<(Vec<u8>, Slot)> = Vec::new();
+        let (mut accounts, mut orders, mut transfers) = (Vec::new(), Vec::new(), Vec::new());
         for content in contents {
             let Content::Event(event) = content else { continue };
             let account = self.accounts.get_index_of(event.account).unwrap_or_else(|| {
                 let index = self.accounts.insert_full(event.account.into(), Account::default()).0;
-                wanted.push((keys::balances(event.account), Slot::Account(index)));
+                accounts.push(index);
                 index
             });
             let order = event.kind.order_id().map(|order_id| {
                 let key = keys::order(event.account, order_id);
                 self.orders.get_index_of(&*key).unwrap_or_else(|| {
-                    let index = self.orders.insert_full(key.clone().into(), Order::default()).0;
-                    wanted.push((key, Slot::Order(index)));
+                    let index = self.orders.insert_full(key.into(), Order::default()).0;
+                    orders.push(index);
                     index
                 })
             });
             if let Kind::Transfer(transfer) = &event.kind {
                 let key = keys::transfer(event.account, transfer.transfer_id);
                 if !self.loose.contains_key(&*key) {
-                    wanted.push((key, Slot::Loose(0)));
+                    transfers.push(key);
                 }
             }
             found.push(Entries { account, order });
         }
-        if wanted.is_empty() {
+        if accounts.is_empty() && orders.is_empty() && transfers.is_empty() {
             return Ok(found);
         }
-        wanted.sort_unstable_by(|one, other| one.0.cmp(&other.0)); // neighbours are found sooner
-        let (keys, slots): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
-        for ((key, slot), value) in keys.iter().zip(slots).zip(shelf.get_many(&keys)?) {
-            let Some(value) = value else { continue };
-            match slot {
-                Slot::Account(index) => {
-                    self.accounts[index] = readable(Account::stored(key, &value), key)?;
-                }
-                Slot::Order(index) => {
-                    self.orders[index] = readable(Order::stored(key, &value), key)?;
-                }
-                Slot::Loose(_) => {
-                    let element = Some(Box::new(Sum::of_entry(key, &value)));
-                    let value = Loose::Fact(value.into());
-                    let entry = LooseEntry { value, element, dirty: false };
-                    self.loose.insert(key.clone().into(), entry);
-                }
+        // Neighbours are found sooner than what lies far apart.
+        orders.sort_by_cached_key(|index| prefix_of(self.orders.get_index(*index).unwrap().0));
+        transfers.sort_unstable();
+        let names = accounts.iter().map(|index| &**self.accounts.get_index(*index).unwrap().0);
+        let keys: Vec<_> = names.map(keys::balances).collect();
+        let mut wanted: Vec<&[u8]> = keys.iter().map(|key| &**key).collect();
+        wanted.extend(orders.iter().map(|index| &**self.orders.get_index(*index).unwrap().0));
+        wanted.extend(transfers.iter().map(|key| &**key));
+        let mut values = shelf.get_many(&wanted)?.into_iter();
+        for (index, key) in accounts.into_iter().zip(&keys) {
+            if let Some(value) = values.next().flatten() {
+                self.accounts[index] = readable(Account::stored(key, &value), key)?;
+            }
+        }
+        for index in orders {
+            if let Some(value) = values.next().flatten() {
+                let (key, order) = self.orders.get_index_mut(index).expect("it was just put there");
+                *order = readable(Order::stored(key, &value), key)?;
+            }
+        }
+        for key in transfers {
+            if let Some(value) = values.next().flatten() {
+                let element = Some(Box::new(Sum::of_entry(&key, &value)));
+                let value = Loose::Fact(value.into());
+                self.loose.insert(key.into(), LooseEntry { value, element, dirty: false });
             }
         }
         Ok(found)
@@ -829,9 +845,11 @@ impl Fold {
                 changes.push(Change { begin, key, value, element, slot, is_kept: false });
             }
         }
-        // A store takes neighbours sooner than what lies far apart.
+        // A store takes neighbours sooner than what lies far apart. Most are in order by how their
+        // keys begin; what is left to the second sort is little.
         let key = |change: &Change| &data[change.begin..change.begin + change.key];
-        changes.sort_unstable_by(|one, other| key(one).cmp(key(other)));
+        changes.sort_by_cached_key(|change| prefix_of(key(change)));
+        changes.sort_by(|one, other| key(one).cmp(key(other)));
         Frozen { data, changes, total: self.total, hashed: OnceLock::new() }
     }
 
@@ -881,6 +899,14 @@ impl Fold {
         self.dirty_accounts =
             self.accounts.values().map(|found| found.dirty).enumerate().filter_map(dirty).collect();
     }
+}
+
+/// Returns how a key begins, as a number that sorts as the key does: quicker to compare.
+fn prefix_of(key: &[u8]) -> u128 {
+    let mut bytes = [0; 16];
+    let length = key.len().min(16);
+    bytes[..length].copy_from_slice(&key[..length]);
+    u128::from_be_bytes(bytes)
 }
 
 /// Returns the partition (from 0) of a record's key: Kafka's default, murmur2.

@@ -13,8 +13,8 @@ mod order;
 mod records;
 
 use digest::Sum;
-use event::{Fields, Name};
-use fold::{Content, OrderView, Record, Shelf, Trouble};
+use event::{Fields, Name, Usual};
+use fold::{Content, OrderView, Record, Shelf, Stored, StoredEntry, Trouble};
 use journal::{Entry, Party};
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
@@ -41,7 +41,7 @@ impl Shelf for PyShelf<'_> {
         })
     }
 
-    fn get_many(&self, keys: &[Vec<u8>]) -> PyResult<Vec<Option<Vec<u8>>>> {
+    fn get_many(&self, keys: &[&[u8]]) -> PyResult<Stored> {
         Python::attach(|py| {
             let keys = PyList::new(py, keys.iter().map(|key| PyBytes::new(py, key)))?;
             let found = self.store.bind(py).call_method1("get_many", (keys,))?;
@@ -58,7 +58,7 @@ impl Shelf for PyShelf<'_> {
         })
     }
 
-    fn scan(&self, prefix: &[u8]) -> PyResult<Vec<(Vec<u8>, Vec<u8>)>> {
+    fn scan(&self, prefix: &[u8]) -> PyResult<Vec<StoredEntry>> {
         Python::attach(|py| {
             let entries = self.store.bind(py).call_method1("scan", (PyBytes::new(py, prefix),))?;
             entries.try_iter()?.map(|entry| entry?.extract()).collect()
@@ -193,8 +193,10 @@ impl Fold {
             position = record.offset + 1;
         }
         let fold = &self.fold;
-        let mut contents: Vec<_> =
-            py.detach(|| records.iter().map(|record| fold.content(topic, record)).collect());
+        let mut contents: Vec<_> = py.detach(|| {
+            let mut usual = Usual::default();
+            records.iter().map(|record| fold.content(topic, record, &mut usual)).collect()
+        });
         let arena = Arena::new();
         for (content, record) in contents.iter_mut().zip(records) {
             if matches!(content, Content::Unsure) {
@@ -485,7 +487,7 @@ fn partition_of(key: &[u8], partitions: u32) -> u32 {
 /// Returns whether a record's value is an event of a topic for certain, without the codec.
 #[pyfunction]
 fn is_sure(topic: &str, value: &[u8]) -> bool {
-    event::parse(topic, value).is_some()
+    event::parse(topic, value, &mut Usual::default()).is_some()
 }
 
 #[pymodule]
