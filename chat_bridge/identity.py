@@ -300,7 +300,7 @@ class StoredIdentity(Identity):
 
 def _opened(directory: Path) -> RocksStore:
     try:
-        store = RocksStore(directory)
+        store = RocksStore(directory, keeps_log=True)
         header = store.get(META_KEY)
     except DamagedState as error:
         log.warning("%s It is folded again.", error)
@@ -309,4 +309,4 @@ def _opened(directory: Path) -> RocksStore:
             return store
         store.close()
     remove_state(directory)
-    return RocksStore(directory)
+    return RocksStore(directory, keeps_log=True)

@@ -18,7 +18,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError, OffsetOutOfRangeError
 
-from ledger.errors import LedgerError, MissingRecords, UnreachableError, UnreadableRecords
+from ledger.errors import MissingRecords, UnreachableError, UnreadableRecords
 from ledger.kafka import STALLED_S, Cluster, Slot, require_there
 from ledger.projections.partition import Packed
 from ledger.records import UnreadableBatch, packed, read_blocks
@@ -74,6 +74,10 @@ def read_packed(
         reading.close()
 
 
+_Found = tuple[PackedBatch, int] | BaseException | None
+"""A batch and how far it moves its partition's position, what went wrong, or the end."""
+
+
 class _Reading:
     """One pass over spans: a thread that reads them, and what it has read."""
 
@@ -81,7 +85,7 @@ class _Reading:
         self._cluster = cluster
         self._ends = {slot: end for slot, (_, end) in spans.items()}
         self._positions = {slot: start for slot, (start, _) in spans.items()}
-        self._read: queue.Queue[tuple[PackedBatch, int] | LedgerError | None] = queue.Queue(_AHEAD)
+        self._read: queue.Queue[_Found] = queue.Queue(_AHEAD)
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
         self._thread.start()
@@ -92,7 +96,7 @@ class _Reading:
             found = self._read.get()
             if found is None:
                 return
-            if isinstance(found, LedgerError):
+            if isinstance(found, BaseException):
                 raise found
             yield found
 
@@ -106,14 +110,14 @@ class _Reading:
     def _run(self) -> None:
         try:
             asyncio.run(self._consume())
-        except LedgerError as error:
-            self._put(error)
         except (KafkaError, OSError, TimeoutError) as error:
             self._put(UnreachableError("Kafka", self._cluster.bootstrap, repr(error)))
+        except BaseException as error:  # noqa: BLE001 - it is raised where the records are awaited
+            self._put(error)
         else:
             self._put(None)
 
-    def _put(self, found: tuple[PackedBatch, int] | LedgerError | None) -> None:
+    def _put(self, found: _Found) -> None:
         while not self._closed:
             try:
                 self._read.put(found, timeout=_LOOK_S)
@@ -175,12 +179,11 @@ class _Reading:
         try:
             self._give(slot, packed(blocks, before, end), after)
         except UnreadableBatch as damage:
-            offset = max(damage.base_offset, before)
-            if offset >= end:  # it lies behind the span
+            if damage.offset >= end:  # it lies behind the span
                 self._give(slot, damage.before, after)
                 return
-            self._give(slot, damage.before, offset)
-            raise UnreadableRecords(*slot, offset, str(damage)) from damage
+            self._give(slot, damage.before, damage.offset)
+            raise UnreadableRecords(*slot, damage.offset, damage.detail) from damage
 
     def _give(self, slot: Slot, records: Packed, after: int) -> None:
         moved = after - self._positions[slot]

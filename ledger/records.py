@@ -27,10 +27,13 @@ from aiokafka.record.memory_records import _MemoryRecordsPy
 from ledger import _fold
 from ledger.projections.partition import Packed
 
+_RecordsOfPartition = fetcher.PartitionRecords  # aiokafka's own
+
 
 def read_records() -> None:
     """Let this process's consumers yield records, whatever their headers are called."""
     fetcher.MemoryRecords = _Records
+    fetcher.PartitionRecords = _RecordsOfPartition
 
 
 def read_blocks() -> None:
@@ -68,14 +71,14 @@ class _Blocks(_MemoryRecordsPy):
     """The batches in the answer to a fetch, each of which yields itself."""
 
     def next_batch(self) -> Any:
-        """Return the next batch of records."""
+        """Return the next batch of records; nothing of one that is damaged is believed."""
         raw: Any = self._next_slice
+        problem = _fold.batch_problem(raw)
+        if problem is not None:
+            self._cache_next()
+            return _DamagedBlock(problem)
         batch: Any = super().next_batch()
-        if batch is None or not batch.is_control_batch:
-            return batch and Block(batch, raw)
-        if not batch.validate_crc():
-            raise CorruptRecordException(f"The batch at offset {batch.base_offset} is damaged.")
-        return batch
+        return batch if batch.is_control_batch else Block(batch, raw)
 
 
 class Block(_Batch):
@@ -98,29 +101,41 @@ class Block(_Batch):
         """Add the records of the batch to others.
 
         Raises:
-            CorruptRecordException: they are not in the form that Kafka writes, or damaged.
+            CorruptRecordException: they are not in the form that Kafka writes.
         """
-        if self.magic < 2:  # no Kafka of these years writes such batches
-            raise CorruptRecordException(f"The batch at offset {self.base_offset} is of old form.")
         payload: bytes | None = None
-        if self.compression_type:
-            if not self.validate_crc():
-                raise CorruptRecordException(f"The batch at offset {self.base_offset} is damaged.")
-            batch: Any = _DefaultRecordBatchPy(self._raw)
-            batch._maybe_uncompress()
-            payload = bytes(batch._buffer)
         try:
+            if self.compression_type:
+                batch: Any = _DefaultRecordBatchPy(self._raw)
+                batch._maybe_uncompress()
+                payload = bytes(batch._buffer)
             packed.add(self._raw, payload)
-        except ValueError as error:
-            raise CorruptRecordException(
-                f"The batch at offset {self.base_offset} cannot be read: {error}."
-            ) from error
+        except Exception as error:  # decompressors raise what they like
+            raise CorruptRecordException(str(error)) from error
+
+
+class _DamagedBlock:
+    """Stands for a batch of which nothing can be believed, also not where it begins or ends."""
+
+    producer_id = None
+    is_control_batch = False
+    offset = 2**62  # whatever comes before it, aiokafka does not pass it over
+    next_offset = offset + 1
+
+    def __init__(self, problem: str) -> None:
+        self._problem = problem
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self])
+
+    def pack_into(self, packed: _fold.Records) -> None:
+        raise CorruptRecordException(self._problem)
 
 
 class _PartitionBlocks(fetcher.PartitionRecords):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._check_crcs = False  # that is done, much quicker, when blocks are packed
+        self._check_crcs = False  # `_Blocks` does, and much quicker
 
     def _consumer_record(self, tp: Any, record: Block) -> Block:
         return record
@@ -133,12 +148,14 @@ def packed(blocks: Sequence[Block], start: int, end: int | None = None) -> Packe
         UnreadableBatch: a batch is damaged, or not in the form that Kafka writes.
     """
     records = _fold.Records(start, end)
+    offset = start
     for place, block in enumerate(blocks):
         try:
             block.pack_into(records)
         except CorruptRecordException as error:
             before = Packed(records, partial(_full, records, blocks[:place]))
-            raise UnreadableBatch(int(block.base_offset), before, str(error)) from error
+            raise UnreadableBatch(offset, before, str(error)) from error
+        offset = block.offset + 1
     return Packed(records, partial(_full, records, blocks))
 
 
@@ -152,14 +169,16 @@ class UnreadableBatch(CorruptRecordException):
     """A batch is damaged, or not in the form that Kafka writes.
 
     Attributes:
-        base_offset: its first offset.
-        before: the records before it.
+        offset: up to where records could be read.
+        before: the records before that.
+        detail: what is wrong with it.
     """
 
-    def __init__(self, base_offset: int, before: Packed, detail: str) -> None:
+    def __init__(self, offset: int, before: Packed, detail: str) -> None:
         super().__init__(detail)
-        self.base_offset = base_offset
+        self.offset = offset
         self.before = before
+        self.detail = detail
 
 
 class _Lenient(_DefaultRecordBatchPy):

@@ -103,7 +103,9 @@ class Settings(BaseSettings):
     snapshots_kept: int = Field(
         8, ge=1, description="newest snapshots kept per partition; older ones are thinned out"
     )
-    chunk_records: int = Field(2_000, ge=1, le=100_000, description="records per Faust message")
+    chunk_records: int = Field(
+        2_000, ge=1, le=100_000, description="Kafka's batches of records per Faust message"
+    )
 
     @classmethod
     def settings_customise_sources(

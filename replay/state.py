@@ -80,8 +80,9 @@ class StateFiles:
         Raises:
             StateError: it cannot be written.
         """
-        for store in self._stores.values():
-            store.flush()
+        # The past first: at no moment may what is on disk of a store be ahead of its past.
+        for path in sorted(self._stores, key=lambda path: not path.name.endswith("-before")):
+            self._stores[path].flush()
 
     def close(self) -> None:
         """Close all stores; what was settled stays."""

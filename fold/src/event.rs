@@ -391,9 +391,7 @@ fn are_sure(fields: &Fields, kind: &str) -> bool {
                         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
             }
             Name::OccurredAt => is_time(text.as_bytes()),
-            Name::Instrument => {
-                text.split_once('-').is_some_and(|(base, quote)| is_asset(base) && is_asset(quote))
-            }
+            Name::Instrument => is_instrument(text),
             Name::FeeAsset | Name::Asset => is_asset(text),
             Name::Side => matches!(text, "buy" | "sell"),
             Name::OrderType => matches!(text, "limit" | "market"),
@@ -427,7 +425,11 @@ fn are_sure(fields: &Fields, kind: &str) -> bool {
     }
 }
 
-fn is_asset(text: &str) -> bool {
+pub fn is_instrument(text: &str) -> bool {
+    text.split_once('-').is_some_and(|(base, quote)| is_asset(base) && is_asset(quote))
+}
+
+pub fn is_asset(text: &str) -> bool {
     (1..=32).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'@' | b'_'))
 }

@@ -4,7 +4,7 @@
 //! one asset. So an entry cannot be unbalanced.
 
 use crate::amount::{Amount, ZERO};
-use crate::event::{amount, Filled, Transfer};
+use crate::event::{amount, is_asset, is_instrument, Filled, Transfer};
 use crate::fact;
 use crate::json::Damaged;
 use arrayvec::ArrayVec;
@@ -98,13 +98,17 @@ impl<'a> Trade<'a> {
             Some(settled) => Amount::parse(settled).ok_or(Damaged)?,
             None => price.multiply(&quantity),
         };
+        let (instrument, fee_asset) = (text(1).ok_or(Damaged)?, text(7).ok_or(Damaged)?);
+        if !is_instrument(instrument) || !is_asset(fee_asset) {
+            return Err(Damaged);
+        }
         Ok(Trade {
-            instrument: text(1).ok_or(Damaged)?,
+            instrument,
             side: text(2).ok_or(Damaged)?,
             quantity,
             notional,
             fee: stated(6)?,
-            fee_asset: text(7).ok_or(Damaged)?,
+            fee_asset,
         })
     }
 

@@ -89,6 +89,7 @@ struct Fold {
     fold: fold::Fold,
     store: Py<PyAny>,
     judge: Py<PyAny>,
+    unfinished: bool, // whether something failed in the middle, so that this is no state
 }
 
 #[pymethods]
@@ -104,7 +105,12 @@ impl Fold {
     ) -> PyResult<Fold> {
         let total = Sum::from_bytes(total)
             .ok_or_else(|| PyValueError::new_err("a sum of entries has 256 bytes"))?;
-        Ok(Fold { fold: fold::Fold::new(number, partitions, total, cached_entries), store, judge })
+        Ok(Fold {
+            fold: fold::Fold::new(number, partitions, total, cached_entries),
+            store,
+            judge,
+            unfinished: false,
+        })
     }
 
     /// Applies records of a topic, the first at `position` or later: `Records`, or a list of objects.
@@ -146,15 +152,17 @@ impl Fold {
         order_id: &str,
         fill_id: &str,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        self.require_finished()?;
         let shelf = PyShelf { store: &self.store };
         let found = self.fold.execution_of(account, order_id, fill_id, &shelf).map_err(raised)?;
         Ok(found.map(|value| PyBytes::new(py, &value)))
     }
 
     /// Returns what changed since the last freeze; it is to be settled before the next.
-    fn freeze(&mut self, py: Python<'_>) -> Frozen {
+    fn freeze(&mut self, py: Python<'_>) -> PyResult<Frozen> {
+        self.require_finished()?;
         let fold = &mut self.fold;
-        Frozen { frozen: py.detach(|| fold.freeze()) }
+        Ok(Frozen { frozen: py.detach(|| fold.freeze()) })
     }
 
     /// Takes in what a freeze came to, which is in the store, and forgets what need not be kept.
@@ -175,6 +183,13 @@ type Applied<'py> =
     (u64, Bound<'py, PyBytes>, Refusals, Option<Bound<'py, PyBytes>>, Option<Bound<'py, PyBytes>>);
 
 impl Fold {
+    fn require_finished(&self) -> PyResult<()> {
+        if self.unfinished {
+            return Err(PyAssertionError::new_err("the state was left unfinished by a failure"));
+        }
+        Ok(())
+    }
+
     fn apply_all<'py>(
         &mut self,
         py: Python<'py>,
@@ -183,7 +198,11 @@ impl Fold {
         mut position: u64,
         log_digest: Option<[u8; 32]>,
     ) -> PyResult<Applied<'py>> {
+        self.require_finished()?;
         for record in records {
+            if record.offset > i64::MAX as u64 {
+                return Err(PyValueError::new_err("no offset is that large"));
+            }
             if record.offset < position {
                 return Err(PyAssertionError::new_err(format!(
                     "{topic}: offset {} was applied before (next: {position})",
@@ -208,8 +227,10 @@ impl Fold {
         }
         let (fold, store) = (&mut self.fold, &self.store);
         let shelf = PyShelf { store };
+        self.unfinished = true;
         let outcome =
             py.detach(|| fold.apply(records, contents, log_digest, &shelf)).map_err(raised)?;
+        self.unfinished = false;
         let verdicts: Vec<u8> = outcome.verdicts.iter().map(|verdict| *verdict as u8).collect();
         let refusals =
             outcome.refusals.into_iter().map(|r| (r.place, r.conflict, r.detail)).collect();
@@ -278,9 +299,17 @@ fn transfer_entry(
     asset: &str,
     amount: &str,
     fee: Option<&str>,
-) -> Postings {
+) -> PyResult<Postings> {
+    require_amounts(&[Some(amount), fee])?;
     let event = event::Transfer { kind, transfer_id: "", asset, amount, fee, reason: None };
-    postings(account, &journal::transfer_entry(&event))
+    Ok(postings(account, &journal::transfer_entry(&event)))
+}
+
+fn require_amounts(texts: &[Option<&str>]) -> PyResult<()> {
+    for text in texts.iter().flatten() {
+        amount::Amount::parse(text).ok_or_else(|| damaged(text.as_bytes()))?;
+    }
+    Ok(())
 }
 
 /// Returns what is published of an account; `watermark` is JSON, `stored` its entry, if any.
@@ -301,8 +330,9 @@ fn row<'py>(
 /// Returns what a fill moves in quote, as canonical text.
 #[pyfunction]
 #[pyo3(signature = (price, quantity, quote_quantity))]
-fn notional(price: &str, quantity: &str, quote_quantity: Option<&str>) -> String {
-    journal::notional(price, quantity, quote_quantity).plain()
+fn notional(price: &str, quantity: &str, quote_quantity: Option<&str>) -> PyResult<String> {
+    require_amounts(&[Some(price), Some(quantity), quote_quantity])?;
+    Ok(journal::notional(price, quantity, quote_quantity).plain())
 }
 
 type Terms = (bool, bool, Vec<Option<String>>, Option<String>, String);
@@ -435,12 +465,8 @@ impl Records {
     fn add(&mut self, batch: PyBuffer<u8>, payload: Option<PyBuffer<u8>>) -> PyResult<()> {
         let batch = PythonBytes::of(batch)?;
         let payload = payload.map(PythonBytes::of).transpose()?;
-        self.records.add(&self.wanted, batch, payload).map_err(|trouble| {
-            PyValueError::new_err(match trouble {
-                records::Trouble::Damaged => "it fails its check sum",
-                records::Trouble::Malformed => "its records are malformed",
-            })
-        })
+        let added = self.records.add(&self.wanted, batch, payload);
+        added.map_err(|_| PyValueError::new_err("its records are malformed"))
     }
 
     fn __len__(&self) -> usize {
@@ -484,6 +510,13 @@ fn partition_of(key: &[u8], partitions: u32) -> u32 {
     fold::partition_of(key, partitions)
 }
 
+/// Returns what is wrong with a whole batch of records, if anything is.
+#[pyfunction]
+fn batch_problem(batch: PyBuffer<u8>) -> PyResult<Option<&'static str>> {
+    let batch = PythonBytes::of(batch)?;
+    Ok(records::problem(records::Buffer::bytes(&batch)))
+}
+
 /// Returns whether a record's value is an event of a topic for certain, without the codec.
 #[pyfunction]
 fn is_sure(topic: &str, value: &[u8]) -> bool {
@@ -504,6 +537,7 @@ fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(order_terms, module)?)?;
     module.add_function(wrap_pyfunction!(chain, module)?)?;
     module.add_function(wrap_pyfunction!(partition_of, module)?)?;
+    module.add_function(wrap_pyfunction!(batch_problem, module)?)?;
     module.add_function(wrap_pyfunction!(is_sure, module)?)?;
     Ok(())
 }

@@ -105,7 +105,7 @@ impl Placed {
         };
         Ok(Placed {
             fact: fact.into(),
-            instrument: text(0).ok_or(Damaged)?.into(),
+            instrument: text(0).filter(|text| event::is_instrument(text)).ok_or(Damaged)?.into(),
             side: Side::of(text(1).ok_or(Damaged)?),
             is_limit: text(2) == Some("limit"),
             quantity: stated(3)?,

@@ -1,7 +1,7 @@
 //! Records of one partition as they lie in Kafka's batches, without an object for each.
 //!
-//! A client says where batches begin and decompresses them. Their check sums are compared here, and the
-//! keys and values of their records found (the message format, version 2).
+//! A client says where batches begin and decompresses them. Their check sums are compared here, and
+//! the keys and values of their records found (the message format, version 2).
 
 use crate::fold::Record;
 use std::ops::Range;
@@ -9,15 +9,19 @@ use std::ops::Range;
 /// How many bytes a batch's head has; its records follow.
 const HEAD: usize = 61;
 
+/// The bytes are not in the form that Kafka writes.
 #[derive(Debug)]
-pub enum Trouble {
-    /// The check sum is not that of the bytes.
-    Damaged,
-    /// The bytes are not in the form that Kafka writes.
-    Malformed,
-}
+pub struct Malformed;
 
-use Trouble::Malformed;
+/// Returns what is wrong with a whole batch, if anything is. Nothing of it is to be used before.
+pub fn problem(batch: &[u8]) -> Option<&'static str> {
+    let Some(head) = batch.get(..HEAD) else { return Some("it is too short") };
+    if head[16] != 2 {
+        return Some("it is of a form that no Kafka writes any more");
+    }
+    let sum = u32::from_be_bytes(head[17..21].try_into().expect("four bytes"));
+    (sum != crc32c::crc32c(&batch[21..])).then_some("it fails its check sum")
+}
 
 /// Bytes that stay where they are as long as their owner lives.
 pub trait Buffer {
@@ -41,7 +45,8 @@ impl<B: Buffer> Records<B> {
         Records { buffers: Vec::new(), spans: Vec::new() }
     }
 
-    /// Adds the records of a batch, in offset order; those outside of `wanted` are left out.
+    /// Adds the records of a batch without a `problem`, in offset order; those outside of `wanted`
+    /// are left out.
     ///
     /// `payload` is what follows the head, decompressed, where that is not as it stands in `batch`.
     pub fn add(
@@ -49,14 +54,10 @@ impl<B: Buffer> Records<B> {
         wanted: &Range<u64>,
         batch: B,
         payload: Option<B>,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), Malformed> {
         let head = batch.bytes().get(..HEAD).ok_or(Malformed)?;
-        let number = |place: usize| u32::from_be_bytes(head[place..place + 4].try_into().unwrap());
-        if number(17) != crc32c::crc32c(&batch.bytes()[21..]) {
-            return Err(Trouble::Damaged);
-        }
         let base_offset = u64::from_be_bytes(head[..8].try_into().unwrap());
-        let count = number(57);
+        let count = u32::from_be_bytes(head[57..].try_into().unwrap());
         let (buffer, begin) = match payload {
             Some(payload) => (payload, 0),
             None => (batch, HEAD),
@@ -104,7 +105,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn skip(&mut self, count: usize) -> Result<(), Trouble> {
+    fn skip(&mut self, count: usize) -> Result<(), Malformed> {
         self.place = self.place.checked_add(count).ok_or(Malformed)?;
         if self.place > self.bytes.len() {
             return Err(Malformed);
@@ -113,7 +114,7 @@ impl Reader<'_> {
     }
 
     /// Reads an integer of variable length, zigzag coded.
-    fn varint(&mut self) -> Result<i64, Trouble> {
+    fn varint(&mut self) -> Result<i64, Malformed> {
         let mut number = 0u64;
         for shift in (0..64).step_by(7) {
             let byte = *self.bytes.get(self.place).ok_or(Malformed)?;
@@ -126,12 +127,12 @@ impl Reader<'_> {
         Err(Malformed)
     }
 
-    fn length(&mut self) -> Result<usize, Trouble> {
+    fn length(&mut self) -> Result<usize, Malformed> {
         usize::try_from(self.varint()?).map_err(|_| Malformed)
     }
 
     /// Goes past bytes that begin with their length, -1 for none; returns where they are.
-    fn bytes(&mut self) -> Result<Option<(usize, usize)>, Trouble> {
+    fn bytes(&mut self) -> Result<Option<(usize, usize)>, Malformed> {
         let length = self.varint()?;
         if length == -1 {
             return Ok(None);

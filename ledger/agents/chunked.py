@@ -35,8 +35,9 @@ from faust.app import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 
 from ledger.agents.assignor import LedgerAssignor, Progress
+from ledger.errors import LedgerError, UnreadableRecords
 from ledger.projections.partition import Packed
-from ledger.records import packed, read_blocks
+from ledger.records import UnreadableBatch, packed, read_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +177,15 @@ def _look_at(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
+def _packed(where: TopicPartition, blocks: list[Any], start: int) -> Packed:
+    try:
+        return packed(blocks, start)
+    except UnreadableBatch as damage:
+        raise UnreadableRecords(
+            where.topic, where.partition, damage.offset, damage.detail
+        ) from damage
+
+
 class _Thread(driver.AIOKafkaConsumerThread):
     epoch = 0
     assigned_epoch = -1  # the epoch of the newest assignment; a later epoch is its revocation
@@ -263,7 +273,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
                 self._numbers[where] = number + 1
                 self._next_offsets[where] = after
                 behind = max(0, (state.highwater or 0) - after)
-                records = packed(drained.get(where, []), before)
+                records = _packed(where, drained.get(where, []), before)
                 chunks[where] = [Chunk(where, records, before, after, behind, self.epoch, number)]
         return chunks
 
@@ -444,7 +454,7 @@ class ChunkedApp(faust.App):
 
     def explain(self, failure: BaseException) -> str:
         """Return a sentence on a failure of Faust's or its consumer's; may block."""
-        return f"Faust failed: {failure!r}"
+        return str(failure) if isinstance(failure, LedgerError) else f"Faust failed: {failure!r}"
 
     # -- state of the assignment
 

@@ -264,7 +264,7 @@ class OwnedPartition:
     def close(self) -> None:
         """Close the store. What was not flushed is folded again by whoever comes next."""
         self.release()
-        self._closing = True  # a snapshot being made ends at its next entry
+        self.lost = self._closing = True  # a snapshot being made ends at its next entry
         with self._reading, self._writing:
             self.store.close()
 
