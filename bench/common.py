@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ledger.kafka import BALANCES, Cluster
 from ledger.settings import Settings
 from ledger.stack import down, up
+from ledger.stack import kafka as kafka_server
 from ledger.stack.state import StackDirectory
 
 PARTITIONS = 4
@@ -46,9 +48,21 @@ _MACHINE = {
 
 
 @contextmanager
-def stack() -> Iterator[tuple[str, Path]]:
-    """Yield the address of a broker, LEDGER_KAFKA's or one of our own, and a directory."""
-    with tempfile.TemporaryDirectory(prefix="ledger-bench-") as name:
+def stack(together_ms: int = 0) -> Iterator[tuple[str, Path]]:
+    """Yield the address of a broker, LEDGER_KAFKA's or one of our own, and a directory.
+
+    Args:
+        together_ms: how long a broker of our own waits for further members of a new group, so that
+            workers that start together share the partitions from the first record on.
+    """
+    waiting = f"group.initial.rebalance.delay.ms={together_ms}\n"
+    properties = kafka_server.server_properties
+    with (
+        tempfile.TemporaryDirectory(prefix="ledger-bench-") as name,
+        patch.object(
+            kafka_server, "server_properties", lambda *given: properties(*given) + waiting
+        ),
+    ):
         base = _stack_settings(Path(name))
         kafka = up(base, print).kafka
         try:

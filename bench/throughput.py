@@ -221,7 +221,7 @@ def main() -> None:
     producing.add_option(parser)
     parser.add_argument("--try", dest="is_trial", action="store_true", help="record nothing")
     options = parser.parse_args()
-    with stack() as (kafka, directory):
+    with stack(together_ms=3_000) as (kafka, directory):  # Kafka's own default
         run_all(options, kafka, directory)
 
 
