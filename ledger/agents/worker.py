@@ -75,6 +75,7 @@ class LedgerApp(ChunkedApp):
         self._snapshots = Snapshots(settings.snapshot_dir, settings.topic_prefix)
         self._executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ledger")
         self._activation = asyncio.Lock()
+        self._flush_wanted = asyncio.Event()
         self._closing = False
         self._names = {settings.topic(name): name for name in INPUT_TOPICS}
         self._background: set[asyncio.Task[Any]] = set()
@@ -253,6 +254,8 @@ class LedgerApp(ChunkedApp):
                 return
             owned.unsettled += len(chunk.records.records)
             owned.behind[topic] = chunk.behind
+            if owned.unsettled >= self.settings.flush_records:
+                self._flush_wanted.set()
             while (
                 owned.unsettled > _MOST_UNSETTLED * self.settings.flush_records
                 and self._is_current(owned, chunk)
@@ -273,17 +276,24 @@ class LedgerApp(ChunkedApp):
     # -- flushing
 
     async def _flush_forever(self) -> None:
+        """Flush partitions that are due, each for itself: one that waits holds up no other."""
         interval_s, records = self.settings.flush_interval_s, self.settings.flush_records
         while not self._closing:
             epoch = self.epoch
-            due = [o for o in self.owned.values() if o.is_due(interval_s, records)]
-            if due:
-                await self._flush_all(due, None)
-                if not self._closing:
-                    await self._commit(epoch, due)
+            self._flush_wanted.clear()
+            for owned in list(self.owned.values()):
+                if owned.is_due(interval_s, records) and not owned.is_flushing:
+                    self._start(self._flush_and_commit(owned, epoch))
             if any(owned.lost for owned in self.owned.values()):
                 await self._retake(epoch)
-            await asyncio.sleep(min(_LOOK_S, interval_s))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._flush_wanted.wait(), min(_LOOK_S, interval_s))
+
+    async def _flush_and_commit(self, owned: OwnedPartition, epoch: int) -> None:
+        await self._flush_all([owned], None)
+        self._flush_wanted.set()  # what was applied meanwhile may be enough for the next
+        if not self._closing:
+            await self._commit(epoch, [owned])
 
     async def _flush_all(self, partitions: list[OwnedPartition], timeout_s: float | None) -> None:
         flushes = asyncio.gather(*map(self._flush, partitions))
