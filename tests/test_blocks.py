@@ -14,7 +14,7 @@ from ledger.errors import MissingRecords, UnreadableRecords
 from ledger.kafka import Cluster, Slot
 from ledger.settings import Settings
 from tests.broker import own_broker
-from tests.support import cluster_of
+from tests.support import cluster_of, worker
 
 pytestmark = pytest.mark.integration
 
@@ -123,3 +123,7 @@ def test_records_before_a_damaged_batch_are_read(tmp_path: Path) -> None:
             read(3)
         assert found == [b"first", b"first"]
         assert raised.value.offset == 1
+        log = tmp_path / "worker.log"
+        with worker(broker.settings(tmp_path / "state"), log) as process:
+            assert process.wait(60) == 2
+        assert "fills:0: the records from offset 1 on cannot be read" in log.read_text()
