@@ -165,7 +165,9 @@ class Frozen:
         self.log_digests = header.log_digests
         self.tips: Tips = dict(header.tips)
         self.rejected = rejected
-        self._origin = header.origin
+        self._header = msgspec.structs.replace(
+            header, watermark=self.watermark, counts=self.counts, tips=self.tips
+        )
         self._frozen = frozen
 
     @cached_property
@@ -177,21 +179,13 @@ class Frozen:
     def state_digest(self) -> str:
         """The digest of the state."""
         return digests.state_digest(
-            state_header(self.partition, self._origin, self.watermark, self.counts), self.total
+            state_header(self.partition, self._header.origin, self.watermark, self.counts),
+            self.total,
         )
 
     def items(self) -> Iterator[tuple[bytes, bytes | None]]:
         """Yield the entries to store by their key, in order (None: to delete), and the header."""
-        header = Header(
-            rules_version=RULES_VERSION,
-            partition=self.partition,
-            origin=self._origin,
-            watermark=self.watermark,
-            counts=self.counts,
-            log_digests=self.log_digests,
-            tips=self.tips,
-            total=f"{self.total:x}",
-        )
+        header = msgspec.structs.replace(self._header, total=f"{self.total:x}")
         yield META_KEY, _encode(header)
         yield from self._frozen.entries()
 
