@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 FETCH_WAIT_MS: Final = 50
 """aiokafka waits so long at an idle broker; Faust's 1,500 stalls a broker's other partitions."""
+FETCH_MIN_BYTES: Final = 1 << 16
+"""For so much a broker waits, for that long at most: a fetch of every single record costs a core."""
 OUTSTANDING_CHUNKS: Final = 6
 """Fetched chunks that the agent has not finished; more are not asked for."""
 _IDLE_S: Final = 0.02
@@ -211,6 +213,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         read_blocks()
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        consumer._fetch_min_bytes = FETCH_MIN_BYTES
         consumer._isolation_level = "read_committed"
         consumer._partition_assignment_strategy = [LedgerAssignor(self.app.progress)]
         client = consumer._client
