@@ -77,7 +77,9 @@ class RocksStore:
             raise DamagedState(f"The state in {directory} was found damaged. {_REBUILT}")
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._db: Any = rocksdict.Rdict(str(directory), _options())
+            # Without the latter, a database that is there already is opened with defaults.
+            families = {"default": _options()}
+            self._db: Any = rocksdict.Rdict(str(directory), _options(), families)
         except Exception as error:  # rocksdict raises plain exceptions of its own making
             if any(sign in str(error) for sign in _SIGNS_OF_USE):
                 raise StateInUse(

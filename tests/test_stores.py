@@ -158,6 +158,21 @@ def test_a_write_that_finds_no_room_is_no_damage(tmp_path: Path) -> None:
     again.close()
 
 
+def test_a_store_that_is_opened_again_has_its_filters(tmp_path: Path) -> None:
+    """Found by measuring: each look-up for a key that was not there read a block from disk."""
+
+    def memory_of_tables(store: RocksStore) -> int:
+        return int(store._db.property_int_value("rocksdb.estimate-table-readers-mem"))
+
+    with contextlib.closing(RocksStore(tmp_path)) as store:
+        store.write({f"{number:08}".encode(): b"" for number in range(100_000)})
+        store.flush()
+        before = memory_of_tables(store)
+    with contextlib.closing(RocksStore(tmp_path)) as again:
+        again.get(b"x")
+        assert memory_of_tables(again) == before > 100_000
+
+
 @pytest.mark.parametrize("keeps_log", [False, True])
 def test_a_kill_leaves_what_was_flushed_and_no_half_of_a_batch(
     tmp_path: Path, keeps_log: bool

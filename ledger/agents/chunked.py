@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 FETCH_WAIT_MS: Final = 50
 """aiokafka waits so long at an idle broker; Faust's 1,500 stalls a broker's other partitions."""
 FETCH_MIN_BYTES: Final = 1 << 16
-"""For so much a broker waits, for that long at most: a fetch of every single record costs a core."""
+"""For so much a broker waits, no longer than that: fetching every single record costs a core."""
 OUTSTANDING_CHUNKS: Final = 6
 """Fetched chunks that the agent has not finished; more are not asked for."""
 _IDLE_S: Final = 0.02
