@@ -5,7 +5,6 @@
 //! again, are kept decoded; the store is asked for all others.
 
 use crate::account::Account;
-use crate::amount::Amount;
 use crate::digest::{self, Chain, Sum};
 use crate::event::{
     self, Busted, Event, Filled, Kind, Placed as PlacedEvent, Terms, Transfer, Usual,
@@ -931,27 +930,4 @@ pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
     hash = hash.wrapping_mul(MIX);
     hash ^= hash >> 15;
     (hash & 0x7fff_ffff) % partitions
-}
-
-/// Returns the amounts of an order that follow from its facts, for whoever reads a state.
-pub struct OrderView {
-    pub is_open: bool,
-    pub is_complete: bool,
-    pub terms: [Option<Amount>; 3],
-    pub remaining: Option<Amount>,
-    pub hold: Amount,
-}
-
-impl OrderView {
-    pub fn of(value: &[u8]) -> Result<OrderView, Damaged> {
-        let order = Order::decode(value)?;
-        let terms = [order.term_quantity(), order.term_limit_price(), order.term_reserve()];
-        Ok(OrderView {
-            is_open: order.is_open(),
-            is_complete: order.is_complete(),
-            terms: terms.map(|term| term.cloned()),
-            remaining: order.remaining(),
-            hold: order.hold(),
-        })
-    }
 }

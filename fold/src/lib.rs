@@ -14,8 +14,9 @@ mod records;
 
 use digest::Sum;
 use event::{Fields, Name, Usual};
-use fold::{Content, OrderView, Record, Shelf, Stored, StoredEntry, Trouble};
+use fold::{Content, Record, Shelf, Stored, StoredEntry, Trouble};
 use journal::{Entry, Party};
+use order::OrderView;
 use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
 use pyo3::prelude::*;

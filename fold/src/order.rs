@@ -430,3 +430,26 @@ fn write_term(term: Option<&Term>, out: &mut Vec<u8>) {
     write_string(&term.text, out);
     out.push(b']');
 }
+
+/// The amounts of an order that follow from its facts, for whoever reads a state.
+pub struct OrderView {
+    pub is_open: bool,
+    pub is_complete: bool,
+    pub terms: [Option<Amount>; 3],
+    pub remaining: Option<Amount>,
+    pub hold: Amount,
+}
+
+impl OrderView {
+    pub fn of(value: &[u8]) -> Result<OrderView, Damaged> {
+        let order = Order::decode(value)?;
+        let terms = [order.term_quantity(), order.term_limit_price(), order.term_reserve()];
+        Ok(OrderView {
+            is_open: order.is_open(),
+            is_complete: order.is_complete(),
+            terms: terms.map(|term| term.cloned()),
+            remaining: order.remaining(),
+            hold: order.hold(),
+        })
+    }
+}

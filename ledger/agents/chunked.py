@@ -58,8 +58,7 @@ class Chunk:
 
     `number` counts the partition's chunks within an epoch from 0; `offset` is the position before
     them, `next_offset` that after them, transaction markers included, so there may be no records
-    at all. `behind` is how
-    many offsets the broker is known to have after that.
+    at all. `behind` is how many offsets the broker is known to have after that.
     """
 
     __slots__ = (

@@ -46,13 +46,8 @@ def fill_key(account: str, order_id: str, fill_id: str) -> str:
     return f"{account}\0f{order_id}\0{fill_id}"
 
 
-def amendment_key(account: str, order_id: str, revision: int) -> str:
-    """Return the key of an amendment that an order no longer holds itself."""
-    return f"{amendments_key(account, order_id)}{revision:020d}"
-
-
 def amendments_key(account: str, order_id: str) -> str:
-    """Return how the keys of all such amendments of an order begin."""
+    """Return how the keys of the amendments begin that an order no longer holds itself."""
     return f"{account}\0a{order_id}\0"
 
 
