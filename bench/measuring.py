@@ -256,25 +256,24 @@ def fold(
 
 
 def replay(
-    cluster: Cluster, events: int, processes: int, *accounts: str, broker: int | None = None
+    cluster: Cluster, events: int, threads: int, *accounts: str, broker: int | None = None
 ) -> tuple[dict[str, Any], Result]:
     """Run `replay --base genesis` on whole topics; return its document and the result.
 
-    The time is the one that it says itself: from the first record to the last digest, processes
-    started meanwhile included.
+    The time is the one that it says itself: from the first record to the last digest.
 
     Args:
         cluster: the ledger.
         events: how many records there are.
-        processes: how many it may use.
+        threads: how many it may use.
         accounts: whose balances are to be in the document; default: everybody's.
         broker: its pid, if known.
     """
     command = [sys.executable, "-m", "replay", "--from-offset", "earliest", "--base", "genesis"]
-    command += ["--processes", str(processes), "--json"]
+    command += ["--threads", str(threads), "--json"]
     for account in accounts:
         command += ["--account", account]
     log = cluster.settings.state_dir / "replay.json"
     printed, took = run(command, environment(cluster.settings), log, broker)
     document = json.loads(printed)
-    return document, rate(events, float(document["seconds"])) | took | {"processes": processes}
+    return document, rate(events, float(document["seconds"])) | took | {"threads": threads}

@@ -5,10 +5,13 @@ Reads beside the running system: no consumer group, nothing committed, nothing p
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final, Literal, Protocol, TypeVar
+from typing import Final, Literal, ParamSpec, Protocol, TypeVar
 
 from ledger.blocks import PackedBatch, read_packed
 from ledger.continuity import Claim, require_continuous
@@ -26,10 +29,12 @@ from ledger.store import MemoryStore, PastStore, Store, note_replaced
 Base = Literal["snapshot", "genesis", "empty"]
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 
 _FREEZE_AFTER_RECORDS: Final = 30_000
 """Bounds how much of a partition stays decoded in memory."""
-
+_AHEAD: Final = 8
+"""So many batches wait for a thread that folds."""
 
 Entries = Iterable[tuple[bytes, bytes]]
 
@@ -102,6 +107,7 @@ class Rebuilder:
         progress: Callable[[int], None] | None = None,
         stores: Stores | None = None,
         rewrite: Rewrite | None = None,
+        threads: int = 1,
     ) -> None:
         """Prepare a rebuild.
 
@@ -112,10 +118,12 @@ class Rebuilder:
             progress: told how many offsets were read.
             stores: where the states are kept; by default in memory.
             rewrite: from the start of a rebuild on, the fold is given what this makes of records.
+            threads: how many fold; a partition's records are folded by one of them.
         """
         self._cluster = cluster
         self._stores = Memory() if stores is None else stores
         self._rewrite = rewrite
+        self._threads = threads
         self._origin = origin
         self._warn = warn
         self._progress = progress
@@ -296,7 +304,8 @@ class Rebuilder:
             for topic in INPUT_TOPICS
         }
         unfrozen = dict.fromkeys(rebuilt.partitions, 0)
-        for batch in self._batches(spans, rewrite):
+
+        def fold(batch: PackedBatch) -> None:
             number = batch.partition
             rebuilt.partitions[number].apply(batch.topic, batch.records, batch.next_offset)
             slot = (batch.topic, number)
@@ -305,8 +314,17 @@ class Rebuilder:
             if unfrozen[number] >= _FREEZE_AFTER_RECORDS:
                 _settle(rebuilt, number)
                 unfrozen[number] = 0
-        for number in rebuilt.partitions:
-            _settle(rebuilt, number)
+
+        sizes = dict.fromkeys(rebuilt.partitions, 0)
+        for (_, number), (begin, end) in spans.items():
+            sizes[number] += end - begin
+        with _lanes(sizes, self._threads) as lanes:
+            for batch in self._batches(spans, rewrite):
+                lanes[batch.partition].give(fold, batch)
+            for number, lane in lanes.items():
+                lane.give(_settle, rebuilt, number)
+            for lane in lanes.values():
+                lane.finish()
 
     def _batches(
         self, spans: Mapping[Slot, tuple[int, int]], rewrite: Rewrite | None
@@ -318,6 +336,49 @@ class Rebuilder:
             records = rewrite(batch.topic, batch.partition, batch.records)
             packed, count = Packed.of(records), len(batch.records)
             yield PackedBatch(batch.topic, batch.partition, packed, count, batch.next_offset)
+
+
+class _Lane:
+    """A thread that does one thing after the other, and how far it is behind."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="fold")
+        self._given: deque[Future[None]] = deque()
+
+    def give(self, work: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -> None:
+        """Let something be done when all before it is; wait if that is too much.
+
+        Raises:
+            Exception: what was given before failed.
+        """
+        self._given.append(self._thread.submit(work, *args, **kwargs))
+        if len(self._given) > _AHEAD:
+            self._given.popleft().result()
+
+    def finish(self) -> None:
+        """Wait until all is done; raises as `give` does."""
+        while self._given:
+            self._given.popleft().result()
+
+    def close(self) -> None:
+        """End the thread; what it has not begun is not done."""
+        self._thread.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _lanes(sizes: Mapping[int, int], threads: int) -> Iterator[dict[int, _Lane]]:
+    """Yield for each partition the thread that folds it, so that all have about as much to do."""
+    lanes = {_Lane(): 0 for _ in range(max(1, min(threads, len(sizes))))}
+    shared: dict[int, _Lane] = {}
+    try:
+        for number in sorted(sizes, key=lambda number: (-sizes[number], number)):
+            least = min(lanes, key=lanes.__getitem__)
+            lanes[least] += sizes[number]
+            shared[number] = least
+        yield shared
+    finally:
+        for lane in lanes:
+            lane.close()
 
 
 def _require_not_beyond(partition: Partition, end: Watermark) -> None:

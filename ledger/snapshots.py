@@ -35,7 +35,7 @@ from ledger.errors import StateError
 from ledger.events import RULES_VERSION
 from ledger.objects import Listed, NotThereError, StorageError, objects_at
 from ledger.positions import parse_snapshot_name, snapshot_name
-from ledger.projections.entries import META_KEY, split_key
+from ledger.projections.entries import META_KEY, joined_key, split_key
 from ledger.projections.partition import (
     Header,
     Origin,
@@ -407,4 +407,4 @@ def _entries(parquet: Any) -> Entries:
             raise ValueError("a value is missing")
         columns = [column.to_pylist() for column in batch.columns]
         for account, kind, identity, value in zip(*columns, strict=True):
-            yield f"{account}\0{kind}{identity}".encode(), value.encode()
+            yield joined_key(account, kind, identity), value.encode()

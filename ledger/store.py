@@ -1,16 +1,18 @@
 """Where a partition's entries are kept: what the fold asks of a store, and the store in memory.
 
-An entry's key is its account, a zero byte, a letter for its kind and its identity, so that all
-entries of an account lie together; see `ledger.projections.entries`.
+Keys are made so that what is read together lies together; see `ledger.projections.entries`.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from operator import itemgetter
 from typing import Protocol
+
+from ledger._fold import MemoryStore
+
+__all__ = ["Changes", "MemoryStore", "PastStore", "Store", "note_replaced"]
 
 
 class Changes(Protocol):
@@ -39,45 +41,6 @@ class Store(Protocol):
     def write(self, changes: Changes) -> None:
         """Put every entry, delete those whose value is None: all of it or nothing."""
         ...
-
-
-class MemoryStore:
-    """A store that lives as long as the process: for replays and tests."""
-
-    def __init__(self, entries: Mapping[bytes, bytes] | None = None) -> None:
-        self._entries: dict[bytes, bytes] = dict(entries or {})
-        self._sorted: list[bytes] | None = None  # of the keys, until one is added or removed
-
-    def get(self, key: bytes) -> bytes | None:
-        """Return the value of a key, or None."""
-        return self._entries.get(key)
-
-    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Return the value of each key, or None."""
-        return list(map(self._entries.get, keys))
-
-    def scan(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Yield the entries whose key begins with `prefix`, in key order."""
-        if self._sorted is None:
-            self._sorted = sorted(self._entries)
-        keys = self._sorted
-        for place in range(bisect_left(keys, prefix), len(keys)):
-            key = keys[place]
-            if not key.startswith(prefix):
-                return
-            yield key, self._entries[key]
-
-    def write(self, changes: Changes) -> None:
-        """Put every entry, delete those whose value is None."""
-        before = len(self._entries)
-        removed = False
-        for key, value in changes.items():
-            if value is None:
-                removed |= self._entries.pop(key, None) is not None
-            else:
-                self._entries[key] = value
-        if removed or len(self._entries) != before:
-            self._sorted = None
 
 
 class PastStore:

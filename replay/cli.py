@@ -67,7 +67,7 @@ app = typer.Typer(
 
 def main() -> NoReturn:
     """Run the command line; the exit code is 0, 1 or 2, and never is there a traceback."""
-    # So that temporary states and other processes end with it.
+    # So that temporary states are removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console.run(app, "replay")
 
@@ -90,7 +90,7 @@ def replay(
     ] = False,
     account: options.Accounts = None,
     asset: options.Assets = None,
-    processes: options.Processes = None,
+    threads: options.Threads = None,
     state: options.State = None,
     into: options.Into = None,
     workers: options.Workers = None,
@@ -129,7 +129,7 @@ def replay(
     marks = None if published is None else published_watermarks(published, topics.origin)
     job = topics.job(span_of(request, topics.rebuilder, ends, marks), base)
     directory = state if for_workers is None else for_workers.unfinished
-    with _replayed(topics, job, what_if, processes, directory) as (result, actual):
+    with _replayed(topics, job, what_if, threads, directory) as (result, actual):
         verification = None
         if published is not None:
             verification = compare(published, result.partitions, topics.origin, ends)
@@ -205,7 +205,7 @@ def _check_what_if(what_if: WhatIf | None, verify: bool, state: Path | None) -> 
 
 @contextmanager
 def _replayed(
-    topics: Topics, job: Job, what_if: WhatIf | None, processes: int | None, state: Path | None
+    topics: Topics, job: Job, what_if: WhatIf | None, threads: int | None, state: Path | None
 ) -> Iterator[tuple[Replay, Replay | None]]:
     """Give the replay that was asked for; of a what-if, also the one of what really was."""
     total = topics.rebuilder.cost(job.span.start, job.span.end, job.base)
@@ -213,7 +213,7 @@ def _replayed(
     def run(what: str, one: Job) -> Replay:
         with console.progress(what, total) as move:
             return run_replay(
-                one, processes=processes, directory=state, warn=console.warn, progress=move
+                one, threads=threads, directory=state, warn=console.warn, progress=move
             )
 
     with run("Replaying", job) as actual:
@@ -261,7 +261,7 @@ def diff(
     second: Annotated[str, typer.Argument(metavar="TO", help="The same, not before FROM.")],
     account: options.Accounts = None,
     asset: options.Assets = None,
-    processes: options.Processes = None,
+    threads: options.Threads = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Show what changed between two positions: per account and asset, and by which records.
@@ -276,7 +276,7 @@ def diff(
     span = Span(at([first], limits, "FROM"), at([second], limits, "TO"))
     require_order(span.start, span.end, "Give the earlier position first.")
     shown = Shown(account or (), asset or ())
-    with _replayed(topics, topics.job(span, "snapshot"), None, processes, None) as (result, _):
+    with _replayed(topics, topics.job(span, "snapshot"), None, threads, None) as (result, _):
         if as_json:
             console.print_json(diff_document(result, shown))
         else:

@@ -72,12 +72,11 @@ Assets = Annotated[
         "--asset", help="Show only this asset; repeatable.", metavar="ASSET", show_default=False
     ),
 ]
-Processes = Annotated[
+Threads = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="How many processes share the partitions. Default: one for each processor, where "
-        "there is enough to read.",
+        help="How many threads share the partitions. Default: one for each processor.",
         show_default=False,
     ),
 ]

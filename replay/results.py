@@ -19,7 +19,7 @@ from ledger.events import INPUT_TOPICS
 from ledger.journal import is_system
 from ledger.partitioner import partition_of
 from ledger.positions import Watermarks
-from ledger.projections.entries import BALANCES_KIND, split_key
+from ledger.projections.entries import TOTALS_PREFIX, split_key
 from ledger.projections.partition import Counts, Partition, Watermark
 from ledger.published import Total, Totals, add_counts, totals
 from ledger.store import Store
@@ -89,9 +89,9 @@ class PartitionReplay:
             for account, _ in self.after.balances():
                 yield account
             return
-        for key, _ in self.replaced.scan():
-            account, kind, _ = split_key(key)
-            if kind == BALANCES_KIND and account:
+        for key, _ in self.replaced.scan(TOTALS_PREFIX):
+            account, _, _ = split_key(key)
+            if account:
                 yield account
 
 

@@ -1,4 +1,4 @@
-"""States that a replay keeps on disk: several processes make them, later runs or workers go on."""
+"""States that a replay keeps on disk: later runs or workers go on with them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class StateFiles:
         return self._stores[path]
 
     def flush(self) -> None:
-        """Bring to disk what was settled, where other processes and later runs find it.
+        """Bring to disk what was settled, where later runs find it.
 
         Raises:
             StateError: it cannot be written.

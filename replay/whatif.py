@@ -173,8 +173,7 @@ class WhatIf:
     """The rules of one what-if, and how many records each of them matched.
 
     Attributes:
-        matched: of each rule, as a person gave it, how many records it matched. Where partitions
-            are replayed in several processes, add theirs up.
+        matched: of each rule, as a person gave it, how many records it matched.
     """
 
     def __init__(

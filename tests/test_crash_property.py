@@ -301,7 +301,7 @@ class Crashes(RuleBasedStateMachine):
         self.take(place)
         before = list(self.topics.balances), list(self.topics.letters)
         with ThreadPoolExecutor(1) as executor:
-            asyncio.run(stale.flush(CLUSTER, executor))
+            asyncio.run(stale.flush(CLUSTER, executor, executor))
         assert (self.topics.balances, self.topics.letters) == before
         stale.close()
 
@@ -396,7 +396,7 @@ class Crashes(RuleBasedStateMachine):
     def flush(self) -> bool:
         assert self.owned is not None
         with ThreadPoolExecutor(1) as executor:
-            return asyncio.run(self.owned.flush(CLUSTER, executor))
+            return asyncio.run(self.owned.flush(CLUSTER, executor, executor))
 
     def kill(self) -> None:
         """End the worker as SIGKILL does: what its disk has at this moment is all that is left."""

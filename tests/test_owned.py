@@ -135,7 +135,7 @@ def take(directory: Path) -> OwnedPartition:
 
 def flush(owned: OwnedPartition) -> bool:
     with ThreadPoolExecutor(1) as executor:
-        return asyncio.run(owned.flush(CLUSTER, executor))
+        return asyncio.run(owned.flush(CLUSTER, executor, executor))
 
 
 def test_a_crash_between_publishing_and_storing_repeats_nothing(
@@ -317,7 +317,7 @@ def test_a_flush_that_ends_after_the_state_was_let_go_stores_nothing(
 
     async def let_go() -> bool:
         with ThreadPoolExecutor(1) as executor:
-            flushing = asyncio.ensure_future(owned.flush(CLUSTER, executor))
+            flushing = asyncio.ensure_future(owned.flush(CLUSTER, executor, executor))
             await asyncio.sleep(0.05)
             owned.lose()
             owned.close()

@@ -1,4 +1,4 @@
-"""Replays in several processes, on disk, interrupted, under other rules, and what they write."""
+"""Replays in several threads, on disk, interrupted, under other rules, and what they write."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import OFFSET_END, TopicPartition
@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 from ledger.agents.owned import stored_progress
 from ledger.console import COULD_NOT_RUN, DIFFERENT, FINE
 from ledger.events import INPUT_TOPICS
-from ledger.positions import Watermarks
+from ledger.rebuild import _lanes
 from ledger.settings import Settings
 from replay import engine
-from replay.engine import Job, _groups
+from replay.engine import Job
 from replay.engine import replay as run_replay
 from replay.request import Span
 from replay.results import Change
@@ -79,21 +79,52 @@ def same(found: dict[str, Any]) -> dict[str, Any]:
 
 
 @given(
-    st.lists(st.integers(0, 1_000_000), min_size=1, max_size=40),
-    st.one_of(st.none(), st.integers(1, 50)),
+    st.lists(st.integers(0, 1_000_000), min_size=1, max_size=12),
+    st.integers(1, 9),
 )
-def test_every_partition_is_replayed_by_one_process(
-    sizes: list[int], processes: int | None
+def test_every_partition_is_folded_by_one_thread_in_the_order_given(
+    sizes: list[int], threads: int
 ) -> None:
-    ends: Watermarks = {n: dict.fromkeys(INPUT_TOPICS, size) for n, size in enumerate(sizes)}
-    job = Job("", Settings(), None, Span({}, ends), "genesis")  # type: ignore[arg-type]
-    groups = _groups(job, processes)
-    assert sorted(number for group in groups for number in group) == list(ends)
-    assert len(groups) <= max(1, len(sizes) if processes is None else min(processes, len(sizes)))
+    done: dict[int, list[tuple[int, str]]] = {number: [] for number in range(len(sizes))}
+    with _lanes(dict(enumerate(sizes)), threads) as lanes:
+        assert lanes.keys() == done.keys()
+        assert len(set(map(id, lanes.values()))) == min(threads, len(sizes))
+        for place in range(20):
+            for number, lane in lanes.items():
+                lane.give(
+                    lambda number, place: done[number].append(
+                        (place, threading.current_thread().name)
+                    ),
+                    number,
+                    place,
+                )
+        for lane in lanes.values():
+            lane.finish()
+    for found in done.values():
+        assert [place for place, _ in found] == list(range(20))
+        assert len({thread for _, thread in found}) == 1
+
+
+def test_what_fails_in_a_thread_is_raised_where_work_is_given() -> None:
+    def fail() -> None:
+        raise _Interrupted
+
+    with _lanes({0: 1, 1: 1}, 2) as lanes:
+
+        def give_more() -> None:
+            for _ in range(100):
+                lanes[0].give(lambda: None)
+
+        lanes[0].give(fail)
+        with pytest.raises(_Interrupted):
+            give_more()
+        lanes[1].give(fail)
+        with pytest.raises(_Interrupted):
+            lanes[1].finish()
 
 
 @pytest.mark.parametrize("start", ["earliest", "300", "fills:3=10"])
-def test_processes_and_states_on_disk_give_the_same(
+def test_threads_and_states_on_disk_give_the_same(
     hour: Settings, replay: RunReplay, tmp_path: Path, start: str
 ) -> None:
     write_snapshots(
@@ -101,12 +132,12 @@ def test_processes_and_states_on_disk_give_the_same(
     )
     for base in ("snapshot", "genesis", "empty"):
         options = ("--json", "--from-offset", start, "--base", base)
-        in_memory = replay(hour, *options, "--processes", "1")
+        in_memory = replay(hour, *options, "--threads", "1")
         assert in_memory.code == FINE, in_memory.err
         assert in_memory.json["changed"]
         directory = tmp_path / base
-        processes = "5" if base == "snapshot" else "2"
-        for more in (("--processes", processes), ("--state", str(directory))):
+        threads = "5" if base == "snapshot" else "2"
+        for more in (("--threads", threads), ("--state", str(directory))):
             ran = replay(hour, *options, *more)
             assert ran.code == FINE, ran.err
             assert same(ran.json) == same(in_memory.json), (base, more)
@@ -127,7 +158,7 @@ def test_the_states_of_a_long_log_are_kept_in_files_that_are_removed_in_the_end(
     def run() -> tuple[str, list[Change], int]:
         job = Job(cluster.bootstrap, hour, cluster.origin(), Span(start, ends), "genesis")
         with run_replay(
-            job, processes=1, directory=None, warn=pytest.fail, progress=lambda _: None
+            job, threads=1, directory=None, warn=pytest.fail, progress=lambda _: None
         ) as found:
             files = len(list(tmp_path.glob("replay-*/p*/CURRENT")))
             return found.state_digest, list(found.changes()), files
@@ -157,9 +188,9 @@ def interrupt_after(batches: int) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("start", [0, 200])
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2])
 def test_a_replay_that_is_interrupted_anywhere_goes_on_to_the_same(
-    hour: Settings, tmp_path: Path, start: int, processes: int
+    hour: Settings, tmp_path: Path, start: int, threads: int
 ) -> None:
     cluster = cluster_of(hour)
     origin = cluster.origin()
@@ -170,7 +201,7 @@ def test_a_replay_that_is_interrupted_anywhere_goes_on_to_the_same(
 
     def run(directory: Path | None, progress: Callable[[int], None]) -> Any:
         with run_replay(
-            job, processes=processes, directory=directory, warn=pytest.fail, progress=progress
+            job, threads=threads, directory=directory, warn=pytest.fail, progress=progress
         ) as found:
             return (
                 found.state_digest,
@@ -182,8 +213,7 @@ def test_a_replay_that_is_interrupted_anywhere_goes_on_to_the_same(
 
     whole = run(None, lambda _: None)
     interrupted = 0
-    # Processes take long to start.
-    for batches in (0, 1, 2, 3, 5, 8, 13, 21, 1000) if processes == 1 else (0, 2, 5, 13, 1000):
+    for batches in (0, 1, 2, 3, 5, 8, 13, 21, 1000):
         try:
             found = run(tmp_path / "state", interrupt_after(batches))
         except _Interrupted:
@@ -217,25 +247,24 @@ def test_of_two_replays_in_one_directory_the_second_is_refused(
     hour: Settings, replay: RunReplay, tmp_path: Path, option: str
 ) -> None:
     place = tmp_path / "place"
-    with held(hour, option, str(place), "--processes", "1") as first:
+    with held(hour, option, str(place)) as first:
         eventually(lambda: list(place.rglob("replay.json")))
-        for processes in ("1", "2"):
-            second = replay(hour, "--json", option, str(place), "--processes", processes)
-            assert (second.code, second.out) == (COULD_NOT_RUN, "")
-            assert f"Another replay works in {place}" in second.err
-            assert "Wait for its end." in second.err
+        second = replay(hour, "--json", option, str(place))
+        assert (second.code, second.out) == (COULD_NOT_RUN, "")
+        assert f"Another replay works in {place}" in second.err
+        assert "Wait for its end." in second.err
         out, err = first.communicate(timeout=60)
     assert first.returncode == FINE, err
     assert same(json.loads(out)) == same(replay(hour, "--json").json)
 
 
-@pytest.mark.parametrize("processes", ["1", "2"])
+@pytest.mark.parametrize("threads", ["1", "2"])
 def test_a_replay_that_is_killed_anywhere_goes_on_to_the_same(
-    hour: Settings, replay: RunReplay, tmp_path: Path, processes: str
+    hour: Settings, replay: RunReplay, tmp_path: Path, threads: str
 ) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    options = ("--from-offset", "300", "--processes", processes)
+    options = ("--from-offset", "300", "--threads", threads)
     whole = replay(hour, "--json", "--from-offset", "300").json
     for number, reached in enumerate(("replay.json", "p*", "p*-before")):
         state = tmp_path / str(number)
@@ -243,40 +272,15 @@ def test_a_replay_that_is_killed_anywhere_goes_on_to_the_same(
             eventually(lambda: list(state.glob(reached)))  # noqa: B023 - it is called right here
             with suppress(subprocess.TimeoutExpired):
                 process.wait(chance.uniform(0, 0.5))
-            children = psutil.Process(process.pid).children(recursive=True)
             process.kill()
         assert process.returncode == -signal.SIGKILL
-        _, left = psutil.wait_procs(children, timeout=30)
-        assert not left, f"seed {seed}, {reached}"
         again = replay(hour, "--json", *options, "--state", str(state))
         assert again.code == FINE, f"seed {seed}, {reached}: {again.err}"
         assert same(again.json) == same(whole), f"seed {seed}, {reached}"
 
 
-def test_processes_that_outlive_a_killed_replay_keep_its_directory(
-    hour: Settings, replay: RunReplay, tmp_path: Path
-) -> None:
-    state = str(tmp_path / "state")
-    with held(hour, "--state", state, "--processes", "2") as process:
-        itself = psutil.Process(process.pid)
-        eventually(lambda: len(itself.children()) >= 2)
-        children = itself.children()
-        for child in children:
-            child.suspend()
-        process.kill()
-    ran = replay(hour, "--json", "--state", state)
-    for child in children:
-        child.resume()
-    assert ran.code == COULD_NOT_RUN
-    assert "Another replay works in" in ran.err
-    _, left = psutil.wait_procs(children, timeout=30)
-    assert not left
-    again = replay(hour, "--json", "--state", state)
-    assert same(again.json) == same(replay(hour, "--json").json)
-
-
 @pytest.mark.parametrize(
-    ("option", "processes", "limits"),
+    ("option", "threads", "limits"),
     [
         ("--state", "1", (0, 1_000, 65_536)),
         ("--state", "2", (65_536,)),
@@ -288,14 +292,14 @@ def test_a_full_disk_stops_a_replay_which_goes_on_when_there_is_space(
     replay: RunReplay,
     tmp_path: Path,
     option: str,
-    processes: str,
+    threads: str,
     limits: tuple[int, ...],
 ) -> None:
     """A limit on the size of files fails writes as a full disk does."""
     whole = replay(hour, "--json").json
     for limit in limits:
         place = tmp_path / str(limit)
-        options = ("--json", option, str(place), "--processes", processes)
+        options = ("--json", option, str(place), "--threads", threads)
         full = subprocess.run(
             [sys.executable, "-m", "replay", *options],
             env=environment(hour),
@@ -325,7 +329,7 @@ def test_a_directory_of_another_replay_is_refused(
         (("--base", "genesis"), "its base is snapshot, this one's is genesis"),
         (("--from-offset", "5"), "its start is"),
         (("--to-offset", "5"), "beyond the end that was asked for"),
-        (("--to-offset", "5", "--processes", "2"), "beyond the end that was asked for"),
+        (("--to-offset", "5", "--threads", "2"), "beyond the end that was asked for"),
     ):
         ran = replay(settings, "--state", state, *options)
         assert ran.code == COULD_NOT_RUN
@@ -344,7 +348,7 @@ def test_workers_start_from_a_directory_that_a_replay_made(
 ) -> None:
     naive = reference_of(hour)
     made = tmp_path / "made"
-    ran = replay(hour, "--into", str(made), "--processes", "2")
+    ran = replay(hour, "--into", str(made), "--threads", "2")
     assert ran.code == FINE, ran.err
     assert "LEDGER_STATE_DIR" in ran.err
     assert replay(hour, "--into", str(tmp_path / "two"), "--workers", "2").code == FINE
@@ -379,8 +383,8 @@ def test_what_if_an_account_had_not_been_there(
             offsets[topic, partition] += 1
             naive.apply(topic, partition, offset, record.key, record.value)
     actual = replay(hour, "--json").json
-    for processes in ("1", "2"):
-        ran = replay(hour, "--json", "--ignore-account", "trader-64", "--processes", processes)
+    for threads in ("1", "2"):
+        ran = replay(hour, "--json", "--ignore-account", "trader-64", "--threads", threads)
         assert ran.code == FINE
         found = ran.json
         rows = {

@@ -19,7 +19,8 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 type Map<K, V> = IndexMap<K, V, ahash::RandomState>;
-type Key = Box<[u8]>;
+pub type StoredKey = Box<[u8]>;
+type Key = StoredKey;
 
 /// A record as Kafka has it.
 #[derive(Clone, Copy)]
@@ -210,6 +211,11 @@ impl Frozen {
     fn entry_of(&self, change: &Change) -> (&[u8], Option<&[u8]>) {
         let (key, rest) = self.data[change.begin..].split_at(change.key);
         (key, change.value.map(|length| &rest[..length]))
+    }
+
+    /// Returns all keys, in order, and the values if there are any.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
+        self.changes.iter().map(|change| self.entry_of(change))
     }
 
     /// Returns the names of the accounts that changed, and the stored entry if there is one.
@@ -901,7 +907,7 @@ impl Fold {
 }
 
 /// Returns how a key begins, as a number that sorts as the key does: quicker to compare.
-fn prefix_of(key: &[u8]) -> u128 {
+pub fn prefix_of(key: &[u8]) -> u128 {
     let mut bytes = [0; 16];
     let length = key.len().min(16);
     bytes[..length].copy_from_slice(&key[..length]);

@@ -9,18 +9,17 @@ fn joined(parts: &[&str]) -> Vec<u8> {
 }
 
 pub fn balances(account: &str) -> Vec<u8> {
-    joined(&[account, "\0b"])
+    joined(&["\0", account])
 }
 
 pub fn write_balances(account: &str, out: &mut Vec<u8>) {
+    out.push(0);
     out.extend_from_slice(account.as_bytes());
-    out.extend_from_slice(b"\0b");
 }
 
-/// Returns the account that a key belongs to.
+/// Returns the account whose totals a key is of.
 pub fn account(key: &[u8]) -> Option<&str> {
-    let end = memchr::memchr(0, key)?;
-    std::str::from_utf8(&key[..end]).ok()
+    std::str::from_utf8(key.strip_prefix(b"\0")?).ok()
 }
 
 pub fn order(account: &str, order_id: &str) -> Vec<u8> {

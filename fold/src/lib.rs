@@ -11,6 +11,7 @@ mod json;
 mod keys;
 mod order;
 mod records;
+mod store;
 
 use digest::Sum;
 use event::{Fields, Name, Usual};
@@ -21,31 +22,42 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use std::convert::Infallible;
 use std::ops::Range;
+use store::MemoryStore;
 use typed_arena::Arena;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A Python store, and what judges a record that is not certain to be valid.
-struct PyShelf<'a> {
-    store: &'a Py<PyAny>,
+/// The store of a partition: ours, or any that Python has.
+enum Store {
+    Memory(Py<MemoryStore>),
+    Python(Py<PyAny>),
 }
 
-impl Shelf for PyShelf<'_> {
+impl Shelf for Store {
     type Error = PyErr;
 
     fn get(&self, key: &[u8]) -> PyResult<Option<Vec<u8>>> {
+        let store = match self {
+            Store::Memory(store) => return store.get().get(key).map_err(never),
+            Store::Python(store) => store,
+        };
         Python::attach(|py| {
-            let found = self.store.bind(py).call_method1("get", (PyBytes::new(py, key),))?;
+            let found = store.bind(py).call_method1("get", (PyBytes::new(py, key),))?;
             found.extract()
         })
     }
 
     fn get_many(&self, keys: &[&[u8]]) -> PyResult<Stored> {
+        let store = match self {
+            Store::Memory(store) => return store.get().get_many(keys).map_err(never),
+            Store::Python(store) => store,
+        };
         Python::attach(|py| {
             let keys = PyList::new(py, keys.iter().map(|key| PyBytes::new(py, key)))?;
-            let found = self.store.bind(py).call_method1("get_many", (keys,))?;
+            let found = store.bind(py).call_method1("get_many", (keys,))?;
             let found = found.cast::<PyList>()?;
             let mut values = Vec::with_capacity(found.len());
             for value in found.iter() {
@@ -60,11 +72,19 @@ impl Shelf for PyShelf<'_> {
     }
 
     fn scan(&self, prefix: &[u8]) -> PyResult<Vec<StoredEntry>> {
+        let store = match self {
+            Store::Memory(store) => return store.get().scan(prefix).map_err(never),
+            Store::Python(store) => store,
+        };
         Python::attach(|py| {
-            let entries = self.store.bind(py).call_method1("scan", (PyBytes::new(py, prefix),))?;
+            let entries = store.bind(py).call_method1("scan", (PyBytes::new(py, prefix),))?;
             entries.try_iter()?.map(|entry| entry?.extract()).collect()
         })
     }
+}
+
+fn never(error: Infallible) -> PyErr {
+    match error {}
 }
 
 fn raised(trouble: Trouble<PyErr>) -> PyErr {
@@ -88,7 +108,7 @@ fn damaged(what: &[u8]) -> PyErr {
 #[pyclass]
 struct Fold {
     fold: fold::Fold,
-    store: Py<PyAny>,
+    store: Store,
     judge: Py<PyAny>,
     unfinished: bool, // whether something failed in the middle, so that this is no state
 }
@@ -101,9 +121,13 @@ impl Fold {
         partitions: u32,
         total: &[u8],
         cached_entries: usize,
-        store: Py<PyAny>,
+        store: Bound<'_, PyAny>,
         judge: Py<PyAny>,
     ) -> PyResult<Fold> {
+        let store = match store.cast_into::<MemoryStore>() {
+            Ok(store) => Store::Memory(store.unbind()),
+            Err(other) => Store::Python(other.into_inner().unbind()),
+        };
         let total = Sum::from_bytes(total)
             .ok_or_else(|| PyValueError::new_err("a sum of entries has 256 bytes"))?;
         Ok(Fold {
@@ -154,8 +178,8 @@ impl Fold {
         fill_id: &str,
     ) -> PyResult<Option<Bound<'py, PyBytes>>> {
         self.require_finished()?;
-        let shelf = PyShelf { store: &self.store };
-        let found = self.fold.execution_of(account, order_id, fill_id, &shelf).map_err(raised)?;
+        let found = self.fold.execution_of(account, order_id, fill_id, &self.store);
+        let found = found.map_err(raised)?;
         Ok(found.map(|value| PyBytes::new(py, &value)))
     }
 
@@ -227,10 +251,9 @@ impl Fold {
             }
         }
         let (fold, store) = (&mut self.fold, &self.store);
-        let shelf = PyShelf { store };
         self.unfinished = true;
         let outcome =
-            py.detach(|| fold.apply(records, contents, log_digest, &shelf)).map_err(raised)?;
+            py.detach(|| fold.apply(records, contents, log_digest, store)).map_err(raised)?;
         self.unfinished = false;
         let verdicts: Vec<u8> = outcome.verdicts.iter().map(|verdict| *verdict as u8).collect();
         let refusals =
@@ -372,6 +395,16 @@ impl Frozen {
     /// Returns the sum over all entries after these changes, 256 bytes, little-endian.
     fn total<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
         PyBytes::new(py, &py.detach(|| self.frozen.total()).to_bytes())
+    }
+
+    /// Writes the entries to a store in memory, and one more.
+    fn write_into(&self, py: Python<'_>, store: &Bound<'_, MemoryStore>, key: &[u8], value: &[u8]) {
+        let store = store.get();
+        py.detach(|| {
+            let mut entries = store.writing();
+            entries.set(key, Some(value));
+            self.frozen.entries().for_each(|(key, value)| entries.set(key, value));
+        });
     }
 
     /// Returns an iterator of the entries to be stored (None: deleted), in order of their keys.
@@ -530,6 +563,7 @@ fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Frozen>()?;
     module.add_class::<EntrySum>()?;
     module.add_class::<Records>()?;
+    module.add_class::<MemoryStore>()?;
     module.add("INLINE", order::INLINE)?;
     module.add_function(wrap_pyfunction!(fill_entry, module)?)?;
     module.add_function(wrap_pyfunction!(transfer_entry, module)?)?;

@@ -42,6 +42,7 @@ from ledger.projections.entries import META_KEY
 from ledger.projections.partition import (
     Frozen,
     Origin,
+    Packed,
     Partition,
     Rejected,
     Watermark,
@@ -189,15 +190,19 @@ class OwnedPartition:
         self.behind: dict[str, int] = {}  # topic to offsets that the broker is known to have more
         self.unsettled = 0  # records applied but not yet in the store
         self.flushed_at = time.monotonic()
+        self._is_catching_up = False  # whether it was far behind when records were applied last
         self.settled: Watermark = dict(partition.watermark)
         self.committed: Watermark | None = None  # what the group was told; None: nothing yet
         self.snapshot_at = time.monotonic()
         self.snapshotted: Watermark = dict(partition.watermark)
         self.room = asyncio.Event()
         self.lost = False  # this state is not to be used any more; see `lose`
+        self._lane = asyncio.Lock()  # held by the chunk whose turn it is
+        self._folding = asyncio.Lock()  # held while a thread changes entries in memory
         self._flushing = asyncio.Lock()
         self._publisher: Publisher | None = None
         self._log_watch: LogWatch | None = None
+        self._applying = threading.Lock()  # held while records are, or the store is closed
         self._reading = threading.Lock()  # held while a snapshot is made, or the store is closed
         self._writing = threading.Lock()  # held while a freeze is stored, or the store is closed
         self._closing = False
@@ -265,7 +270,7 @@ class OwnedPartition:
         """Close the store. What was not flushed is folded again by whoever comes next."""
         self.release()
         self.lost = self._closing = True  # a snapshot being made ends at its next entry
-        with self._reading, self._writing:
+        with self._applying, self._reading, self._writing:
             self.store.close()
 
     def keep(self) -> None:
@@ -293,6 +298,60 @@ class OwnedPartition:
         self.lost = True
         self.room.set()
 
+    # -- applying
+
+    async def apply(
+        self,
+        topic: str,
+        records: Packed,
+        next_offset: int,
+        executor: Executor,
+        may_go_on: Callable[[], bool],
+        most_unsettled: int,
+    ) -> bool:
+        """Apply records after all those that were given before; return whether that was done.
+
+        A thread applies them, so that partitions do not wait for each other.
+
+        Args:
+            topic: one of the input topics.
+            records: of this partition.
+            next_offset: the position after them.
+            executor: whose thread it is.
+            may_go_on: whether the records are still wanted; asked when their turn has come.
+            most_unsettled: while there are more unsettled records, flushes are waited for.
+
+        Raises:
+            DamagedState: a stored entry is damaged; this state is not to be used any more.
+        """
+        loop = asyncio.get_running_loop()
+        async with self._lane:
+            while self.unsettled > most_unsettled and may_go_on():
+                self.room.clear()
+                await self.room.wait()
+            async with self._folding:
+                if not may_go_on():
+                    return False
+                await loop.run_in_executor(executor, self._apply, topic, records, next_offset)
+                self.unsettled += len(records.records)
+                return True
+
+    def _apply(self, topic: str, records: Packed, next_offset: int) -> None:
+        with self._applying:
+            if not self._closing:
+                self.partition.apply(topic, records, next_offset)
+
+    async def idle(self) -> None:
+        """Return when no thread is applying records any more."""
+        async with self._folding:
+            pass
+
+    def note_behind(self, topic: str, behind: int, records: int) -> None:
+        """Note how many offsets a topic has more; beyond so many records it is far behind."""
+        self.behind[topic] = behind
+        if sum(self.behind.values()) > records:
+            self._is_catching_up = True
+
     # -- flushing
 
     @property
@@ -304,18 +363,26 @@ class OwnedPartition:
         """Return whether it is time to flush.
 
         A partition that is catching up is flushed less often: many of its records change the same
-        accounts, and nobody waits for the rows in between.
+        accounts, and nobody waits for the rows in between. When it has caught up it is flushed at
+        once.
         """
-        catching_up = sum(self.behind.values()) > records
+        if self.unsettled >= records:
+            return True
+        behind = sum(self.behind.values())
+        if self._is_catching_up and not behind:
+            return True
         age_s = time.monotonic() - self.flushed_at
-        return self.unsettled >= records or age_s >= interval_s * (
-            _CATCHING_UP if catching_up else 1
-        )
+        return age_s >= interval_s * (_CATCHING_UP if behind > records else 1)
 
-    async def flush(self, cluster: Cluster, executor: Executor) -> bool:
+    async def flush(self, cluster: Cluster, folders: Executor, executor: Executor) -> bool:
         """Publish and store what changed; return whether all of it is settled.
 
         It is not when another worker has taken the partition: then this state is lost.
+
+        Args:
+            cluster: the ledger.
+            folders: whose threads change entries in memory.
+            executor: whose threads wait for brokers and disks.
 
         Raises:
             PublishError: something cannot be published at all.
@@ -327,11 +394,14 @@ class OwnedPartition:
             if self.lost or self._publisher is None:
                 return False
             self.flushed_at = time.monotonic()
-            if not self.partition.is_dirty and not self._everything:
-                return True
-            flushed = self.unsettled
-            frozen = self.partition.freeze()
+            if not any(self.behind.values()):
+                self._is_catching_up = False
             loop = asyncio.get_running_loop()
+            async with self._folding:
+                if not self.partition.is_dirty and not self._everything:
+                    return True
+                flushed = self.unsettled
+                frozen = await loop.run_in_executor(folders, self.partition.freeze)
             publish = partial(self._publish, self._publisher, frozen, cluster.settings.topic)
             try:
                 published = await loop.run_in_executor(executor, publish)
@@ -348,7 +418,10 @@ class OwnedPartition:
                 self._everything = False
             elif published:
                 self._letters = self._letters_with(frozen)
-            self.partition.settle()
+            async with self._folding:
+                await loop.run_in_executor(folders, self.partition.settle)
+            if self.lost:
+                return False
             self.settled = frozen.watermark
             self.unsettled -= flushed
             self.room.set()

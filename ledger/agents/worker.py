@@ -74,6 +74,8 @@ class LedgerApp(ChunkedApp):
         self._place: Place | None = None
         self._snapshots = Snapshots(settings.snapshot_dir, settings.topic_prefix)
         self._executor = ThreadPoolExecutor(max_workers=16, thread_name_prefix="ledger")
+        # Apart from those who wait for brokers; more would only take turns.
+        self._folders = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="fold")
         self._activation = asyncio.Lock()
         self._flush_wanted = asyncio.Event()
         self._closing = False
@@ -203,6 +205,8 @@ class LedgerApp(ChunkedApp):
         """Open a partition's state, park it and become its owner."""
         assert self._place is not None
         owned = self._parked.get(number)
+        if owned is not None:
+            await owned.idle()  # with what was fetched before; what waits is not applied any more
         if owned is not None and (owned.lost or owned.partition.origin != origin):
             del self._parked[number]
             await self._in_executor(owned.close)
@@ -234,34 +238,45 @@ class LedgerApp(ChunkedApp):
 
     # -- folding
 
-    async def fold(self, chunk: Chunk) -> None:
-        """Apply a chunk to its partition, unless the assignment changed since it was fetched."""
+    def fold(self, chunk: Chunk) -> None:
+        """Let a chunk be applied to its partition, unless the assignment changed since its fetch.
+
+        Partitions do not wait for each other; the chunks of one are applied as they come.
+        """
+        owned = self.owned.get(chunk.partition)
+        if owned is None or not self._is_current(owned, chunk):
+            self.chunk_done(chunk)
+            return
+        topic = self._names[chunk.topic]
+        if chunk.number != owned.expected[topic]:
+            raise StateError(
+                f"{topic}:{chunk.partition}: chunk {owned.expected[topic]} before offset "
+                f"{chunk.offset} was lost on its way to the agent. Start the worker again."
+            )
+        owned.expected[topic] += 1
+        self._start(self._fold(owned, topic, chunk))
+
+    async def _fold(self, owned: OwnedPartition, topic: str, chunk: Chunk) -> None:
+        records = self.settings.flush_records
         try:
-            owned = self.owned.get(chunk.partition)
-            if owned is None or not self._is_current(owned, chunk):
-                return
-            topic = self._names[chunk.topic]
-            if chunk.number != owned.expected[topic]:
-                raise StateError(
-                    f"{topic}:{chunk.partition}: chunk {owned.expected[topic]} before offset "
-                    f"{chunk.offset} was lost on its way to the agent. Start the worker again."
-                )
-            owned.expected[topic] += 1
-            try:
-                owned.partition.apply(topic, chunk.records, chunk.next_offset)
-            except DamagedState as error:
-                owned.damage(error)
-                return
-            owned.unsettled += len(chunk.records.records)
-            owned.behind[topic] = chunk.behind
-            if owned.unsettled >= self.settings.flush_records:
-                self._flush_wanted.set()
-            while (
-                owned.unsettled > _MOST_UNSETTLED * self.settings.flush_records
-                and self._is_current(owned, chunk)
-            ):
-                owned.room.clear()
-                await owned.room.wait()
+            applied = await owned.apply(
+                topic,
+                chunk.records,
+                chunk.next_offset,
+                self._folders,
+                partial(self._is_current, owned, chunk),
+                _MOST_UNSETTLED * records,
+            )
+            if applied:
+                owned.note_behind(topic, chunk.behind, records)
+                if owned.is_due(self.settings.flush_interval_s, records):
+                    self._flush_wanted.set()
+        except DamagedState as error:
+            owned.damage(error)
+        except LedgerError as error:
+            self.fail(str(error))
+        except Exception as error:  # noqa: BLE001
+            self.fail(f"{topic}:{chunk.partition}: {error!r}")
         finally:
             self.chunk_done(chunk)
 
@@ -308,7 +323,7 @@ class LedgerApp(ChunkedApp):
 
     async def _flush(self, owned: OwnedPartition) -> None:
         try:
-            await owned.flush(self.cluster, self._executor)
+            await owned.flush(self.cluster, self._folders, self._executor)
         except DamagedState as error:
             owned.damage(error)
         except LedgerError as error:
@@ -591,7 +606,7 @@ def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
         """Fold each chunk; a failure ends the process, because Faust would go on without it."""
         async for event in stream.events():
             try:
-                await app.fold(event.value)
+                app.fold(event.value)
             except asyncio.CancelledError:
                 raise
             except LedgerError as error:

@@ -7,12 +7,15 @@ kept. Changing anything here changes every state digest and needs a new `RULES_V
 
 | key | value |
 |---|---|
-| ``ACCOUNT \\0 b`` | totals: asset to debits, credits, hold |
+| ``\\0`` | the header: watermark, counts, digests, where the records came from |
+| ``\\0 ACCOUNT`` | totals: asset to debits, credits, hold |
 | ``ACCOUNT \\0 o ORDER`` | an order: its facts, terms, running sums, first fills and amendments |
 | ``ACCOUNT \\0 f ORDER \\0 FILL`` | a fill and its bust, beyond an order's first ones |
 | ``ACCOUNT \\0 a ORDER \\0 REVISION`` | an amendment, beyond an order's first ones |
 | ``ACCOUNT \\0 t TRANSFER`` | a transfer |
-| ``\\0 meta`` | the header: watermark, counts, digests, where the records came from |
+
+The totals of all accounts lie together, so that they can be listed without all else, and what is
+asked for most is dense. All else of an account lies together.
 """
 
 from __future__ import annotations
@@ -21,7 +24,9 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
-META_KEY: Final = b"\0meta"
+META_KEY: Final = b"\0"
+TOTALS_PREFIX: Final = b"\0"
+"""How the keys of all accounts' totals begin, and the header's, which is the first of all."""
 BALANCES_KIND: Final = "b"
 ORDER_KIND: Final = "o"
 FILL_KIND: Final = "f"
@@ -33,7 +38,7 @@ TransferType = Literal["deposited", "withdrawn", "adjusted"]
 
 def balances_key(account: str) -> str:
     """Return the key of an account's totals."""
-    return f"{account}\0b"
+    return f"\0{account}"
 
 
 def order_key(account: str, order_id: str) -> str:
@@ -59,7 +64,13 @@ def transfer_key(account: str, transfer_id: str) -> str:
 def split_key(key: bytes) -> tuple[str, str, str]:
     """Return account, kind and identity (whose parts are separated by zero bytes) of a key."""
     account, _, rest = key.decode().partition("\0")
-    return account, rest[:1], rest[1:]
+    return (account, rest[:1], rest[1:]) if account else (rest, BALANCES_KIND, "")
+
+
+def joined_key(account: str, kind: str, identity: str) -> bytes:
+    """Return the key that `split_key` gave the parts of."""
+    key = balances_key(account) if kind == BALANCES_KIND else f"{account}\0{kind}{identity}"
+    return key.encode()
 
 
 class Fact(Struct, array_like=True, frozen=True, gc=False):

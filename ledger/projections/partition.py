@@ -22,9 +22,9 @@ from ledger.errors import DamagedState, InvalidRecord, RefusedState, TopicError
 from ledger.events import INPUT_TOPICS, RULES_VERSION, AnyEvent
 from ledger.projections.accounts import Texts, decode_texts
 from ledger.projections.entries import (
-    BALANCES_KIND,
     META_KEY,
     ORDER_KIND,
+    TOTALS_PREFIX,
     Amended,
     Execution,
     Transfer,
@@ -36,7 +36,7 @@ from ledger.projections.entries import (
     transfer_key,
 )
 from ledger.projections.orders import Order
-from ledger.store import Store
+from ledger.store import MemoryStore, Store
 
 Verdict = Literal["applied", "duplicate", "conflict", "invalid"]
 APPLIED: Final = "applied"
@@ -185,9 +185,18 @@ class Frozen:
 
     def items(self) -> Iterator[tuple[bytes, bytes | None]]:
         """Yield the entries to store by their key, in order (None: to delete), and the header."""
-        header = msgspec.structs.replace(self._header, total=f"{self.total:x}")
-        yield META_KEY, _encode(header)
+        yield META_KEY, self._encoded_header()
         yield from self._frozen.entries()
+
+    def write_to(self, store: Store) -> None:
+        """Write the entries and the header to a store, in one batch."""
+        if isinstance(store, MemoryStore):
+            self._frozen.write_into(store, META_KEY, self._encoded_header())
+        else:
+            store.write(self)
+
+    def _encoded_header(self) -> bytes:
+        return _encode(msgspec.structs.replace(self._header, total=f"{self.total:x}"))
 
     def rows(self) -> list[tuple[bytes, bytes]]:
         """Return what is published of the accounts that changed: keys and values."""
@@ -307,10 +316,9 @@ class Partition:
 
     def balance_entries(self) -> Iterator[tuple[str, bytes]]:
         """Yield each account's stored entry as of the last settled freeze, accounts in order."""
-        for key, value in self._store.scan():
-            account, kind, _ = split_key(key)
-            if kind == BALANCES_KIND and account:
-                yield account, value
+        for key, value in self._store.scan(TOTALS_PREFIX):
+            if key != META_KEY:
+                yield key[len(TOTALS_PREFIX) :].decode(), value
 
     def balance_entries_of(self, accounts: Iterable[str]) -> Iterator[tuple[str, bytes | None]]:
         """Yield the stored entries of some accounts as of the last settled freeze."""
@@ -425,7 +433,7 @@ class Partition:
     def write(self) -> None:
         """Write the last freeze to the store, in one batch; records may be applied meanwhile."""
         if self._frozen is not None and not self._is_written:
-            self._store.write(self._frozen[0])
+            self._frozen[0].write_to(self._store)
             self._is_written = True
 
     def settle(self) -> None:

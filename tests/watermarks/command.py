@@ -24,7 +24,7 @@ def compare_command(
     start: Watermarks,
     end: Watermarks,
     base: Base,
-    processes: int,
+    threads: int,
     answers: Mapping[int, Answer],
 ) -> list[str]:
     """Return what the command says otherwise than the reference, in a sentence each.
@@ -34,12 +34,12 @@ def compare_command(
         start: where records begin to count as replayed.
         end: where the replay stops.
         base: the state before the start.
-        processes: how many the command uses.
+        threads: how many the command uses.
         answers: what the reference says of each partition at the end, balances included.
     """
     arguments = [
         *("--from-offset", format_positions(start), "--to-offset", format_positions(end)),
-        *("--base", base, "--processes", str(processes), "--json"),
+        *("--base", base, "--threads", str(threads), "--json"),
     ]
     ran = command(settings, "replay", *arguments)
     if ran.returncode != 0:
@@ -53,7 +53,7 @@ def compare_command(
         "conservation": said["conservation"],
         "balances": _rows_said(said),
     }
-    name = f"the command with base {base}, processes {processes}"
+    name = f"the command with base {base}, threads {threads}"
     return [
         f"{name}: {what}: {differences(found[what], expected)}"
         for what, expected in _expected(end, answers).items()

@@ -91,7 +91,7 @@ class NaiveState(NaivePartition):
         for account in balances.keys() | self._rows.keys():
             row = balances.get(account)
             if row != self._rows.get(account):
-                self._put(("b", account), [] if row is None else [(f"{account}\0b", _texts(row))])
+                self._put(("b", account), [] if row is None else [(f"\0{account}", _texts(row))])
         self._rows = balances
         for account, order_id in self._changed:
             entries = order_entries(account, order_id, self._facts[account, order_id])

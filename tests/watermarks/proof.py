@@ -2,7 +2,7 @@
 
 At each watermark the naive reference says what the state is. Compared with it are folds of the same
 records in chunks of 10,000 and of 1, the topics mixed at random, and replays from the watermark
-before: one on the newest snapshot and one on all records, one of them in two processes, in turn.
+before: one on the newest snapshot and one on all records, one of them in two threads, in turn.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _REPLAYS: Final[tuple[dict[Base, int], ...]] = (
     {"snapshot": 1, "genesis": 2},
     {"snapshot": 2, "genesis": 1},
 )
-"""Base to number of processes, for one watermark and for the next."""
+"""Base to number of threads, for one watermark and for the next."""
 _MOST_NAMED: Final = 4
 
 Stop = tuple[int, int]
@@ -165,12 +165,12 @@ class Prover:
         moving: Mapping[int, _Moving],
         answers: Mapping[int, Answer],
     ) -> None:
-        for base, processes in _REPLAYS[sum(stop) % 2].items():
+        for base, threads in _REPLAYS[sum(stop) % 2].items():
             job = Job(self._bootstrap, self._task.settings, self._origin, span, base)
-            name = f"base {base}, {processes} process{'es' if processes > 1 else ''}"
+            name = f"base {base}, {threads} thread{'s' if threads > 1 else ''}"
             with run_replay(
                 job.part(self._task.numbers),
-                processes=processes,
+                threads=threads,
                 directory=None,
                 warn=partial(self._warned, name),
                 progress=lambda _: None,
