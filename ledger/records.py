@@ -25,6 +25,7 @@ from aiokafka.record.default_records import _DefaultRecordBatchPy
 from aiokafka.record.memory_records import _MemoryRecordsPy
 
 from ledger import _fold
+from ledger.answers import receive_in_place
 from ledger.projections.partition import Packed
 
 _RecordsOfPartition = fetcher.PartitionRecords  # aiokafka's own
@@ -40,6 +41,7 @@ def read_blocks() -> None:
     """Let this process's consumers yield `Block`s instead of records."""
     fetcher.MemoryRecords = _Blocks
     fetcher.PartitionRecords = _PartitionBlocks
+    receive_in_place()
 
 
 class _Records(_MemoryRecordsPy):

@@ -15,6 +15,7 @@ from typing import Final, TypeVar
 from confluent_kafka import Producer
 from pydantic import SecretStr
 
+from ledger.agents.publisher import Outgoing, Rows
 from ledger.events import INPUT_TOPICS
 from ledger.intake import parse
 from ledger.kafka import Cluster
@@ -150,3 +151,13 @@ def published_at_end(settings: Settings) -> dict[int, PublishedPartition] | None
         if mark is None or mark.watermark[topic] < end:
             return None
     return published
+
+
+def singly(records: Iterable[Outgoing | Rows]) -> Iterator[Outgoing]:
+    """Yield what is published as one record after the other."""
+    for record in records:
+        if isinstance(record, Outgoing):
+            yield record
+        else:
+            for message in record.messages:
+                yield Outgoing(record.topic, record.partition, message["key"], message["value"])

@@ -33,7 +33,7 @@ from hypothesis.stateful import (
 
 from ledger.agents import owned as module
 from ledger.agents.owned import OwnedPartition, open_state
-from ledger.agents.publisher import FencedError, Outgoing
+from ledger.agents.publisher import FencedError, Outgoing, Rows
 from ledger.events import INPUT_TOPICS
 from ledger.kafka import BALANCES, DEAD_LETTERS
 from ledger.projections.accounts import Texts
@@ -44,7 +44,7 @@ from ledger.snapshots import Snapshots
 from ledger.store import MemoryStore
 from tests.reference import Balances, Reference
 from tests.strategies import event_logs
-from tests.support import eventually
+from tests.support import eventually, singly
 
 ORIGIN: Final = Origin("cluster", {"orders": "o", "fills": "f", "transfers": "t"}, 1)
 CLUSTER: Final[Any] = SimpleNamespace(settings=Settings(), bootstrap="nowhere")
@@ -192,13 +192,13 @@ class Crashes(RuleBasedStateMachine):
 
             def require_open(self) -> None: ...
 
-            def publish(self, records: Iterable[Outgoing]) -> None:
+            def publish(self, records: Iterable[Outgoing | Rows]) -> None:
                 machine.meanwhile()
                 if self.epoch != topics.holder:
                     raise FencedError("fenced")
                 if machine.killed_at == "before publishing":
                     raise Killed
-                topics.take(records)
+                topics.take(singly(records))
 
         replace = self.patches.setattr
         replace(module, "Publisher", FakePublisher)

@@ -475,6 +475,23 @@ def test_huge_and_tiny_amounts_are_exact() -> None:
         assert credits_ == 4 * Decimal(tiny)
 
 
+@given(st.lists(st.from_regex(r"A{0,2}(BCDEFGHI)?J{0,9}", fullmatch=True), min_size=1))
+def test_assets_whose_names_begin_alike_are_kept_apart(names: list[str]) -> None:
+    partition = Partition(0, MemoryStore(), Origin(partitions=1))
+    assets = [f"X{name}" for name in names]
+    values = [
+        event("deposited", transfer_id=str(n), asset=asset, amount="1")
+        for n, asset in enumerate(assets)
+    ]
+    partition.apply("transfers", [Record(n, b"alice", value) for n, value in enumerate(values)])
+    partition.freeze()
+    partition.settle()
+    credits_ = {
+        asset: int(texts[1]) for asset, texts in dict(partition.balances())["alice"].items()
+    }
+    assert credits_ == Counter(assets)
+
+
 @pytest.mark.parametrize(
     "time", ["0000-01-01T00:00:00Z", "0001-01-01T00:00:00+00:01", "9999-12-28T23:59:59-00:01"]
 )

@@ -20,7 +20,7 @@ from confluent_kafka import Producer
 from ledger.agents import owned as module
 from ledger.agents.assignor import distribute
 from ledger.agents.owned import OwnedPartition, open_state, stored_progress
-from ledger.agents.publisher import FencedError, Outgoing
+from ledger.agents.publisher import FencedError, Outgoing, Rows
 from ledger.errors import ReplacedTopic, StateInUse, TopicError
 from ledger.letters import dead_letter
 from ledger.projections.partition import Header, Origin, Rejected
@@ -33,6 +33,7 @@ from ledger.published import (
 )
 from ledger.settings import Settings
 from ledger.snapshots import Snapshots
+from tests.support import singly
 
 ORIGIN = Origin("cluster", {"orders": "o", "fills": "f", "transfers": "t"}, 1)
 
@@ -94,12 +95,12 @@ def topic(monkeypatch: pytest.MonkeyPatch) -> Topic:
 
         def close(self) -> None: ...
 
-        def publish(self, records: Iterable[Outgoing]) -> None:
+        def publish(self, records: Iterable[Outgoing | Rows]) -> None:
             if topic.block is not None:
                 topic.block.wait(10)
             if topic.fenced:
                 raise FencedError("fenced")
-            topic.sent.extend(records)
+            topic.sent.extend(singly(records))
 
         def require_open(self) -> None: ...
 

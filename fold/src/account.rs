@@ -11,8 +11,20 @@ const FEW_ROWS: usize = 8;
 /// An asset's name, in place: rows are looked for by it all the time.
 type Asset = ArrayString<32>;
 
+/// How much of a name is its head.
+const HEAD: usize = 8;
+
+/// Returns the first bytes of a name (none of which is zero) as a number.
+fn head(asset: &str) -> u64 {
+    let mut bytes = [0; HEAD];
+    let length = asset.len().min(HEAD);
+    bytes[..length].copy_from_slice(&asset.as_bytes()[..length]);
+    u64::from_le_bytes(bytes)
+}
+
 /// The totals of one asset. Debits and credits only grow; the hold follows the open orders.
 pub struct Row {
+    head: u64, // of the asset's name, to compare it sooner
     asset: Asset,
     pub debits: Amount,
     pub credits: Amount,
@@ -45,7 +57,7 @@ impl Account {
             reader.expect(b']')?;
             reader.take(b',');
             let [debits, credits, hold] = amounts;
-            account.rows.push(Row { asset, debits, credits, hold });
+            account.rows.push(Row { head: head(&asset), asset, debits, credits, hold });
         }
         reader.end()?;
         Ok(account)
@@ -54,11 +66,18 @@ impl Account {
     /// Returns the totals of an asset, to be changed in place.
     pub fn row(&mut self, asset: &str) -> &mut Row {
         let few = self.rows.len() <= FEW_ROWS;
-        let found = if few { self.rows.iter().position(|row| row.asset == *asset) } else { None };
+        let head = head(asset);
+        let is_it = |row: &Row| {
+            row.head == head
+                && row.asset.len() == asset.len()
+                && (asset.len() <= HEAD || *row.asset == *asset)
+        };
+        let found = if few { self.rows.iter().position(is_it) } else { None };
         let place = found.unwrap_or_else(|| {
             self.rows.binary_search_by(|row| (*row.asset).cmp(asset)).unwrap_or_else(|place| {
                 let asset = Asset::from(asset).expect("names of assets are checked");
-                self.rows.insert(place, Row { asset, debits: ZERO, credits: ZERO, hold: ZERO });
+                let row = Row { head, asset, debits: ZERO, credits: ZERO, hold: ZERO };
+                self.rows.insert(place, row);
                 place
             })
         });

@@ -189,12 +189,13 @@ struct Change {
     is_kept: bool, // whether the entry may stay in memory when this is settled
 }
 
-/// What changed between two freezes, in order of the keys.
+/// What changed between two freezes.
 pub struct Frozen {
     data: Vec<u8>,
     changes: Vec<Change>,
     total: Sum,
     hashed: OnceLock<Hashed>,
+    sorted: OnceLock<Vec<u32>>,
 }
 
 struct Hashed {
@@ -203,9 +204,19 @@ struct Hashed {
 }
 
 impl Frozen {
-    /// Returns the key of a change, and the value if there is one.
+    /// Returns the key of the change at a place in order of the keys, and the value if there is one.
+    ///
+    /// A store on disk takes neighbours sooner than what lies far apart.
     pub fn entry(&self, place: usize) -> Option<(&[u8], Option<&[u8]>)> {
-        self.changes.get(place).map(|change| self.entry_of(change))
+        let sorted = self.sorted.get_or_init(|| {
+            let key = |place: &u32| self.entry_of(&self.changes[*place as usize]).0;
+            let mut places: Vec<u32> = (0..self.changes.len() as u32).collect();
+            // Most are in order by how their keys begin; what is left to the second sort is little.
+            places.sort_by_cached_key(|place| prefix_of(key(place)));
+            places.sort_by(|one, other| key(one).cmp(key(other)));
+            places
+        });
+        sorted.get(place).map(|place| self.entry_of(&self.changes[*place as usize]))
     }
 
     fn entry_of(&self, change: &Change) -> (&[u8], Option<&[u8]>) {
@@ -213,7 +224,7 @@ impl Frozen {
         (key, change.value.map(|length| &rest[..length]))
     }
 
-    /// Returns all keys, in order, and the values if there are any.
+    /// Returns all keys, and the values if there are any.
     pub fn entries(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
         self.changes.iter().map(|change| self.entry_of(change))
     }
@@ -850,12 +861,8 @@ impl Fold {
                 changes.push(Change { begin, key, value, element, slot, is_kept: false });
             }
         }
-        // A store takes neighbours sooner than what lies far apart. Most are in order by how their
-        // keys begin; what is left to the second sort is little.
-        let key = |change: &Change| &data[change.begin..change.begin + change.key];
-        changes.sort_by_cached_key(|change| prefix_of(key(change)));
-        changes.sort_by(|one, other| key(one).cmp(key(other)));
-        Frozen { data, changes, total: self.total, hashed: OnceLock::new() }
+        let (hashed, sorted) = (OnceLock::new(), OnceLock::new());
+        Frozen { data, changes, total: self.total, hashed, sorted }
     }
 
     /// Takes in what a freeze came to, which is in the store, and forgets what need not be kept.

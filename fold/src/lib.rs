@@ -418,21 +418,24 @@ impl Frozen {
         accounts.map(|(name, value)| (name, value.map(|value| PyBytes::new(py, value)))).collect()
     }
 
-    /// Returns what is published of the accounts that changed: key and value, `watermark` is JSON.
-    fn rows<'py>(&self, py: Python<'py>, watermark: &[u8]) -> PyResult<Vec<Row<'py>>> {
+    /// Returns what is published of the accounts that changed, `key` and `value` each, as a producer
+    /// takes them; `watermark` is JSON.
+    fn rows<'py>(&self, py: Python<'py>, watermark: &[u8]) -> PyResult<Vec<Bound<'py, PyDict>>> {
+        let (key, value) = (pyo3::intern!(py, "key"), pyo3::intern!(py, "value"));
         let mut rows = Vec::new();
         let mut out = Vec::with_capacity(1024);
         for (name, stored) in self.frozen.accounts() {
             out.clear();
             account::write_row(name, watermark, stored, &mut out)
                 .map_err(|_| damaged(name.as_bytes()))?;
-            rows.push((PyBytes::new(py, name.as_bytes()), PyBytes::new(py, &out)));
+            let row = PyDict::new(py);
+            row.set_item(key, PyBytes::new(py, name.as_bytes()))?;
+            row.set_item(value, PyBytes::new(py, &out))?;
+            rows.push(row);
         }
         Ok(rows)
     }
 }
-
-type Row<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
 
 #[pyclass]
 struct Entries {

@@ -3,7 +3,7 @@
 Faust's cost per message is 50 to 70 microseconds; as the message is a list of some thousand
 records, that is nothing per record. Everything here builds on private API of faust-streaming 0.15.3
 and aiokafka 0.14.0, which are pinned for that reason; nothing outside this module, and
-`ledger.records`, touches it.
+`ledger.records` and `ledger.answers`, touches it.
 
 The rules that make it safe:
 

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ledger.agents.publisher import FencedError, Outgoing, Publisher
+from ledger.agents.publisher import FencedError, Outgoing, Publisher, Rows
 from ledger.continuity import (
     Leadership,
     LogWatch,
@@ -429,7 +429,7 @@ class OwnedPartition:
 
     def _publish(
         self, publisher: Publisher, frozen: Frozen, topic: Callable[[str], str]
-    ) -> list[Outgoing]:
+    ) -> list[Outgoing | Rows]:
         """Publish, unless the topics do not hold what was applied; returns what; blocks.
 
         The broker is waited for. A broker that was away may have lost records, so the topics are
@@ -473,9 +473,9 @@ class OwnedPartition:
             return None
         return self._letters_with(frozen)
 
-    def _outgoing(self, frozen: Frozen, topic: Callable[[str], str]) -> list[Outgoing]:
+    def _outgoing(self, frozen: Frozen, topic: Callable[[str], str]) -> list[Outgoing | Rows]:
         """Return what a freeze has to publish: nothing older than what is there already."""
-        records = [
+        records: list[Outgoing | Rows] = [
             _outgoing(topic(DEAD_LETTERS), dead_letter(self.number, rejected))
             for rejected in frozen.rejected
             if not self._was_sent(rejected)
@@ -487,22 +487,9 @@ class OwnedPartition:
                 records.append(_letters_row(topic(BALANCES), self.number, letters))
             return records
         name = topic(BALANCES)
-        rows = frozen.rows()
-        changed = frozen.changed_accounts()
-        owed = (
-            self.partition.balance_entries()
-            if self._everything
-            else self.partition.balance_entries_of(self._owed - changed)
-        )
-        accounts = set(changed)
-        for account, stored in owed:
-            if account not in changed:
-                accounts.add(account)
-                row = encode_row(account, frozen.watermark, stored)
-                rows.append((account.encode(), row))
-        records += [Outgoing(name, self.number, key, row) for key, row in rows]
-        for account in self._gone.difference(accounts):
-            records.append(Outgoing(name, self.number, account.encode(), None))
+        records.append(Rows(name, self.number, frozen.rows()))
+        if self._everything or self._owed or self._gone:
+            records += self._overdue(frozen, name)
         mark = Mark(
             watermark=frozen.watermark,
             state_digest=frozen.state_digest,
@@ -516,6 +503,24 @@ class OwnedPartition:
         beyond = self._letters_beyond(frozen)
         if beyond is not None:  # a reader forgets what was said before the mark
             records.append(_letters_row(name, self.number, beyond))
+        return records
+
+    def _overdue(self, frozen: Frozen, topic: str) -> list[Outgoing]:
+        """Return the rows of accounts that did not change now, but are owed, or are no more."""
+        published = frozen.changed_accounts()
+        owed = (
+            self.partition.balance_entries()
+            if self._everything
+            else self.partition.balance_entries_of(self._owed - published)
+        )
+        records = []
+        for account, stored in owed:
+            if account not in published:
+                published.add(account)
+                row = encode_row(account, frozen.watermark, stored)
+                records.append(Outgoing(topic, self.number, account.encode(), row))
+        for account in self._gone - published:
+            records.append(Outgoing(topic, self.number, account.encode(), None))
         return records
 
     # -- snapshots

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
-from itertools import groupby
-from typing import Final, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self
 
 import msgspec
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -45,7 +44,7 @@ _FENCED: Final = frozenset(
 
 
 class Outgoing(msgspec.Struct, frozen=True, gc=False):
-    """One record to publish; `partition` -1 leaves the choice to the partitioner."""
+    """A record to publish; `partition` -1 leaves the choice to the partitioner."""
 
     topic: str
     partition: int
@@ -54,8 +53,12 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
     headers: Headers | None = None
 
 
-def _kind(record: Outgoing) -> tuple[str, int, bool]:
-    return record.topic, record.partition, record.headers is not None
+class Rows(msgspec.Struct, frozen=True, gc=False):
+    """Records of one partition, `key` and `value` each, as librdkafka takes many at a time."""
+
+    topic: str
+    partition: int
+    messages: list[dict[str, Any]]
 
 
 _REFUSALS: Final = frozenset(
@@ -120,7 +123,7 @@ class Publisher:
         """Give up whatever is being published; the next holder ends an open transaction."""
         self._closing = True
 
-    def publish(self, records: Iterable[Outgoing]) -> None:
+    def publish(self, records: Sequence[Outgoing | Rows]) -> None:
         """Publish all records, or none; returns when they are committed.
 
         Brokers that do not answer are waited for.
@@ -129,7 +132,6 @@ class Publisher:
             FencedError: another worker holds the partition now, or `close` was called.
             PublishError: a record cannot be published at all.
         """
-        records = list(records)
         while True:
             try:
                 self._producer.begin_transaction()
@@ -168,21 +170,21 @@ class Publisher:
         if error is not None and error.code() in _REFUSALS:
             self._refused = f"the topic {message.topic()} takes no record of ours ({error.str()})"
 
-    def _produce_all(self, records: list[Outgoing]) -> None:
-        """Hand records to librdkafka: many at a time where they have no headers."""
-        for (topic, partition, has_headers), alike in groupby(records, _kind):
-            if has_headers:
-                for record in alike:
-                    self._produce(record)
+    def _produce_all(self, records: Sequence[Outgoing | Rows]) -> None:
+        """Hand records to librdkafka, in their order."""
+        for record in records:
+            if isinstance(record, Outgoing):
+                self._produce(record)
                 continue
-            batch = list(alike)
-            messages = [{"key": record.key, "value": record.value} for record in batch]
-            self._producer.produce_batch(
-                topic, messages, partition=partition, on_delivery=self._not_delivered
-            )
-            for record, message in zip(batch, messages, strict=True):
-                if "_error" in message:  # there was no room for it
-                    self._produce(record)
+            left = record.messages
+            while left:
+                self._producer.produce_batch(
+                    record.topic, left, partition=record.partition, on_delivery=self._not_delivered
+                )
+                left = [message for message in left if message.pop("_error", None)]
+                if left:  # there was no room for them
+                    self.require_open()
+                    self._producer.poll(0.1)
 
     def _produce(self, record: Outgoing) -> None:
         while True:

@@ -198,8 +198,8 @@ class Frozen:
     def _encoded_header(self) -> bytes:
         return _encode(msgspec.structs.replace(self._header, total=f"{self.total:x}"))
 
-    def rows(self) -> list[tuple[bytes, bytes]]:
-        """Return what is published of the accounts that changed: keys and values."""
+    def rows(self) -> list[dict[str, Any]]:
+        """Return what is published of the accounts that changed: `key` and `value` each."""
         return self._frozen.rows(_encode(self.watermark))
 
     def changed_accounts(self) -> set[str]:
