@@ -9,7 +9,9 @@ import logging
 import sys
 import time
 
+from ledger._fold import spare_memory
 from ledger.agents.worker import LedgerApp, create_app
+from ledger.rocks import allow_open_files
 from ledger.settings import Settings, load_settings
 from ledger.stack import kafka_endpoint
 from ledger.supervisor import LOG_FORMAT, stop_without_parent
@@ -42,13 +44,14 @@ def _spare_memory() -> None:
     """Take no more memory, nor time to look after it, than the work needs.
 
     All threads allocate from one arena, because RocksDB's would keep apart what they have freed;
-    pages are not made huge, of which most would be empty; and Python does not look for garbage
-    among what it imported.
+    pages are not made huge, of which most would be empty; what the fold frees goes back at once;
+    and Python does not look for garbage among what it imported.
     """
     library = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError):  # they are glibc's, and Linux's
         library.mallopt(_M_ARENA_MAX, 1)
         library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
+    spare_memory()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
 
@@ -67,6 +70,7 @@ def run_worker(settings: Settings, log_level: str = "info", *, parent: int | Non
     import uvloop
 
     _spare_memory()
+    allow_open_files()
     if parent is not None:
         stop_without_parent(parent)
     uvloop.install()

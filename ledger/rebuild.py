@@ -31,7 +31,7 @@ Base = Literal["snapshot", "genesis", "empty"]
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 
-_FREEZE_AFTER_RECORDS: Final = 30_000
+_FREEZE_AFTER_RECORDS: Final = 10_000
 """Bounds how much of a partition stays decoded in memory."""
 _AHEAD: Final = 8
 """So many batches wait for a thread that folds."""

@@ -17,6 +17,7 @@ from ledger.journal import is_system
 from ledger.partitioner import partition_of
 from ledger.positions import format_positions, require_order
 from ledger.rebuild import Base
+from ledger.rocks import allow_open_files
 from ledger.settings import Settings, load_settings
 from ledger.statement import statement
 from replay import options, proof
@@ -69,6 +70,7 @@ def main() -> NoReturn:
     """Run the command line; the exit code is 0, 1 or 2, and never is there a traceback."""
     # So that temporary states are removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    allow_open_files()
     console.run(app, "replay")
 
 

@@ -28,8 +28,9 @@ from moto.server import ThreadedMotoServer
 from ledger import objects, states
 from ledger import snapshots as module
 from ledger.agents.owned import open_state
+from ledger.buckets import Bucket
 from ledger.errors import ConfigurationError, StateError, TopicError
-from ledger.objects import Bucket, Directory, StorageError, objects_at
+from ledger.objects import Directory, StorageError, objects_at
 from ledger.projections.entries import META_KEY
 from ledger.projections.partition import Origin, Partition, Record
 from ledger.rocks import RocksStore

@@ -77,6 +77,7 @@ impl Account {
             self.rows.binary_search_by(|row| (*row.asset).cmp(asset)).unwrap_or_else(|place| {
                 let asset = Asset::from(asset).expect("names of assets are checked");
                 let row = Row { head, asset, debits: ZERO, credits: ZERO, hold: ZERO };
+                self.rows.reserve_exact(1); // accounts are many, and new assets seldom
                 self.rows.insert(place, row);
                 place
             })

@@ -162,7 +162,7 @@ pub struct Fold {
     number: u32,
     partitions: u32,
     accounts: Map<Box<str>, Account>,
-    orders: Map<Key, Order>,
+    orders: Map<Key, Box<Order>>, // apart, because a map moves what it holds
     loose: Map<Key, LooseEntry>,
     dirty_accounts: Vec<usize>,
     dirty_orders: Vec<usize>,
@@ -373,7 +373,7 @@ impl Fold {
             let order = event.kind.order_id().map(|order_id| {
                 let key = keys::order(event.account, order_id);
                 self.orders.get_index_of(&*key).unwrap_or_else(|| {
-                    let index = self.orders.insert_full(key.into(), Order::default()).0;
+                    let index = self.orders.insert_full(key.into(), Box::default()).0;
                     orders.push(index);
                     index
                 })
@@ -406,7 +406,7 @@ impl Fold {
         for index in orders {
             if let Some(value) = values.next().flatten() {
                 let (key, order) = self.orders.get_index_mut(index).expect("it was just put there");
-                *order = readable(Order::stored(key, &value), key)?;
+                **order = readable(Order::stored(key, &value), key)?;
             }
         }
         for key in transfers {
@@ -811,7 +811,7 @@ impl Fold {
                     Some(value) => readable(Order::stored(&key, &value), &key)?,
                     None => Order::default(),
                 };
-                self.orders.insert_full(key.into(), order).0
+                self.orders.insert_full(key.into(), order.into()).0
             }
         };
         let keeping = self.locate(index, account, order_id, fill_id, shelf)?;

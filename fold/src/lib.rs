@@ -23,12 +23,29 @@ use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 use std::convert::Infallible;
+use std::ffi::{c_int, c_long};
 use std::ops::Range;
 use store::MemoryStore;
 use typed_arena::Arena;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+extern "C" {
+    /// Of mimalloc; its crate does not export it.
+    fn mi_option_set(option: c_int, value: c_long);
+}
+
+/// After how many milliseconds mimalloc gives back pages that are free: a place in `mi_option_t`.
+const PURGE_DELAY: c_int = 15;
+
+/// Lets memory that is free go back to the system at once, for some time in the system. It is for
+/// processes that live long: what a flush frees is much, and the next is some time away.
+#[pyfunction]
+fn spare_memory() {
+    // SAFETY: mimalloc reads its options atomically, at any time.
+    unsafe { mi_option_set(PURGE_DELAY, 0) }
+}
 
 /// The store of a partition: ours, or any that Python has.
 enum Store {
@@ -407,9 +424,10 @@ impl Frozen {
         });
     }
 
-    /// Returns an iterator of the entries to be stored (None: deleted), in order of their keys.
-    fn entries(this: Py<Frozen>) -> Entries {
-        Entries { of: this, next: 0 }
+    /// Returns an iterator of one entry more, and those to be stored (None: deleted) in order of
+    /// their keys.
+    fn entries(this: Py<Frozen>, key: Py<PyBytes>, value: Py<PyBytes>) -> Entries {
+        Entries { of: this, first: Some((key, value)), next: 0 }
     }
 
     /// Returns the accounts that changed, and the stored entry if there is one.
@@ -440,8 +458,11 @@ impl Frozen {
 #[pyclass]
 struct Entries {
     of: Py<Frozen>,
+    first: Option<(Py<PyBytes>, Py<PyBytes>)>,
     next: usize,
 }
+
+type PyEntry<'py> = (Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>);
 
 #[pymethods]
 impl Entries {
@@ -449,14 +470,38 @@ impl Entries {
         this
     }
 
-    fn __next__<'py>(
-        &mut self,
-        py: Python<'py>,
-    ) -> Option<(Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>)> {
+    fn __next__<'py>(&mut self, py: Python<'py>) -> Option<PyEntry<'py>> {
+        if let Some((key, value)) = self.first.take() {
+            return Some((key.into_bound(py), Some(value.into_bound(py))));
+        }
         let (key, value) = self.of.get().frozen.entry(self.next)?;
         self.next += 1;
         Some((PyBytes::new(py, key), value.map(|value| PyBytes::new(py, value))))
     }
+}
+
+/// Calls `put` with each key and value, `delete` with each key that has none.
+#[pyfunction]
+fn put_all<'py>(
+    entries: &Bound<'py, PyAny>,
+    put: &Bound<'py, PyAny>,
+    delete: &Bound<'py, PyAny>,
+) -> PyResult<()> {
+    let store = |(key, value): PyEntry<'py>| match value {
+        Some(value) => put.call1((key, value)).map(drop),
+        None => delete.call1((key,)).map(drop),
+    };
+    if let Ok(entries) = entries.cast::<Entries>() {
+        let mut entries = entries.borrow_mut();
+        while let Some(entry) = entries.__next__(put.py()) {
+            store(entry)?;
+        }
+        return Ok(());
+    }
+    for entry in entries.try_iter()? {
+        store(entry?.extract()?)?;
+    }
+    Ok(())
 }
 
 /// Bytes of Python's that nobody changes.
@@ -571,6 +616,8 @@ fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(fill_entry, module)?)?;
     module.add_function(wrap_pyfunction!(transfer_entry, module)?)?;
     module.add_function(wrap_pyfunction!(notional, module)?)?;
+    module.add_function(wrap_pyfunction!(spare_memory, module)?)?;
+    module.add_function(wrap_pyfunction!(put_all, module)?)?;
     module.add_function(wrap_pyfunction!(row, module)?)?;
     module.add_function(wrap_pyfunction!(order_terms, module)?)?;
     module.add_function(wrap_pyfunction!(chain, module)?)?;

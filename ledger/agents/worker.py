@@ -56,7 +56,7 @@ _STUCK_S: Final = 60.0
 _TOPICS_S: Final = 5.0
 _LOOK_S: Final = 0.05
 _NEVER_S: Final = 10.0**9
-_MOST_UNSETTLED: Final = 2  # times flush_records
+_MOST_UNSETTLED: Final = 1.5  # times flush_records
 
 _T = TypeVar("_T")
 
@@ -265,7 +265,7 @@ class LedgerApp(ChunkedApp):
                 chunk.next_offset,
                 self._folders,
                 partial(self._is_current, owned, chunk),
-                _MOST_UNSETTLED * records,
+                int(_MOST_UNSETTLED * records),
             )
             if applied:
                 owned.note_behind(topic, chunk.behind, records)
@@ -585,7 +585,7 @@ def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
         broker_rebalance_timeout=15.0,
         broker_request_timeout=30.0,
         consumer_auto_offset_reset="none",
-        consumer_max_fetch_size=1 << 20,
+        consumer_max_fetch_size=1 << 19,
         datadir=settings.state_dir / "faust",
         store="memory://",
         stream_buffer_maxsize=256,

@@ -184,9 +184,8 @@ class Frozen:
         )
 
     def items(self) -> Iterator[tuple[bytes, bytes | None]]:
-        """Yield the entries to store by their key, in order (None: to delete), and the header."""
-        yield META_KEY, self._encoded_header()
-        yield from self._frozen.entries()
+        """Return the header, and the entries to store by their key, in order (None: to delete)."""
+        return self._frozen.entries(META_KEY, self._encoded_header())
 
     def write_to(self, store: Store) -> None:
         """Write the entries and the header to a store, in one batch."""
