@@ -3,7 +3,7 @@
 Each step is a ledger of its own. First comes what is *behind*: so many fills of 10,000 accounts, or
 one deposit to each of so many accounts; a worker folds it from an empty state and is stopped.
 Then 500,000 *further* fills at random accounts are published, and a worker that starts on the state
-on disk folds them: that is the rate of the step. In the end one `replay` on one process folds
+on disk folds them: that is the rate of the step. In the end one `replay` on one thread folds
 everything from the first record; its digest must be that of the worker's tables, and the balances
 of the clearing account those computed in integers while the fills were made.
 

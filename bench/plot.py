@@ -26,13 +26,19 @@ HISTORY = Path(__file__).parent / "history.svg"
 
 EVENTS = 1_000_000
 RAW_READ = "raw read"
-SERIES = ("worker, 1 process", "worker, 2 processes", "replay, 1 process", "replay, 2 processes")
+SERIES = ("worker, 1 process", "worker, 2 processes", "replay, 1 thread", "replay, 2 threads")
 STREAMS = {
     "worker, 1 process": "Kafka Streams, 1 thread",
     "worker, 2 processes": "Kafka Streams, 2 threads",
 }
-# What the first results called these; they had one workload and one process.
-OLD_NAMES = {"worker": "worker, 1 process", "replay": "replay, 1 process"}
+# What earlier results called these: the first had one workload and one process, and replays had
+# processes until they had threads.
+OLD_NAMES = {
+    "worker": "worker, 1 process",
+    "replay": "replay, 1 thread",
+    "replay, 1 process": "replay, 1 thread",
+    "replay, 2 processes": "replay, 2 threads",
+}
 
 SETTINGS: Mapping[Any, Any] = {
     "axes.grid": True,

@@ -4,7 +4,7 @@ Two logs are published once: *fills*, the work of the peers' comparison (10,000 
 4 instruments, 4 partitions, fills of about 320 bytes whose orders nobody knows), and *mixed*
 (orders, fills and transfers as 10 : 4 : 1; orders are open, amended, filled in parts, cancelled).
 Then, in each round and each from an empty state: a bare read without and with check sums, one and
-two workers, a replay on one and on two processes and, with `--peers`, Kafka Streams on one and on
+two workers, a replay on one and on two threads and, with `--peers`, Kafka Streams on one and on
 two threads.
 
 Every end state is checked against sums in integers that were made with the records: all rows of
@@ -64,8 +64,8 @@ def produce(
     return books
 
 
-def name_with(what: str, processes: int) -> str:
-    return f"{what}, {processes} process{'es' * (processes > 1)}"
+def name_with(what: str, count: int, unit: str, many: str) -> str:
+    return f"{what}, {count} {unit if count == 1 else many}"
 
 
 @dataclass
@@ -123,18 +123,18 @@ class Log:
             forget_tables(ledger)
             slots = [(topic, n) for topic in self.workload.topics for n in range(PARTITIONS)]
             folded = fold(ledger, ledger.ends(slots), self.events, processes, self.broker)
-            name = name_with("worker", processes)
+            name = name_with("worker", processes, "process", "processes")
             require_equal(published_rows(ledger, range(PARTITIONS)), self.rows, name)
             digests = [folded.marks[number].state_digest for number in range(PARTITIONS)]
             assert not self.digest or ledger_digest(digests) == self.digest, f"{name}: digest"
             yield {"what": name} | folded.result
 
     def replay(self) -> Iterator[Result]:
-        for processes in PROCESSES:
-            name = name_with("replay", processes)
+        for threads in PROCESSES:
+            name = name_with("replay", threads, "thread", "threads")
             # One account, so that what is measured is not the printing of all.
             document, result = replay(
-                self.ledger(), self.events, processes, CLEARING, broker=self.broker
+                self.ledger(), self.events, threads, CLEARING, broker=self.broker
             )
             assert document["state_digest"] == self.digest, f"{name}: digest"
             yield {"what": name} | result
@@ -177,7 +177,7 @@ def print_tables(results: list[Result], runs: int) -> None:
         )
         print("|---|---:|---:|---:|---:|---:|---:|---:|")
         for what, found in rows.items():
-            streams = rows.get(name_of(found[0].get("processes", 0)), [])
+            streams = rows.get(name_of(found[0].get("processes", found[0].get("threads", 0))), [])
             cpu, broker_cpu = median(found, "cpu_s"), median(found, "broker_cpu_s")
             written, broker = median(found, "written_mib"), median(found, "broker_written_mib")
             events = found[0]["events"]

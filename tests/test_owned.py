@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from ledger.agents.owned import OwnedPartition, open_state, stored_progress
 from ledger.agents.publisher import FencedError, Outgoing, Rows
 from ledger.errors import ReplacedTopic, StateInUse, TopicError
 from ledger.letters import dead_letter
-from ledger.projections.partition import Header, Origin, Rejected
+from ledger.projections.partition import Header, Origin, Packed, Rejected
 from ledger.published import (
     LETTERS_ACCOUNT,
     MARK_KEY,
@@ -409,3 +410,67 @@ def test_partitions_go_to_the_freshest_state_and_evenly(
     progress: dict[str, dict[int, int]], expected: dict[str, list[int]]
 ) -> None:
     assert distribute(4, progress) == expected
+
+
+def test_one_that_has_caught_up_is_flushed_at_once(topic: Topic, tmp_path: Path) -> None:
+    owned = take(tmp_path)
+    owned.partition.apply("transfers", [deposit(0)])
+    owned.note_behind("transfers", 99, 100)
+    assert not owned.is_due(60, 100)
+    owned.note_behind("fills", 2, 100)  # now both together are far behind
+    owned.note_behind("transfers", 0, 100)
+    assert not owned.is_due(60, 100)
+    owned.note_behind("fills", 0, 100)
+    assert owned.is_due(60, 100)
+    assert flush(owned)
+    assert not owned.is_due(60, 100)
+    owned.close()
+
+
+def test_chunks_are_applied_in_the_order_they_came_while_they_are_wanted(
+    topic: Topic, tmp_path: Path
+) -> None:
+    owned = take(tmp_path)
+    wanted = [True] * 20 + [False] * 2
+
+    async def apply_all() -> list[bool]:
+        with ThreadPoolExecutor(4) as executor:
+            return await asyncio.gather(
+                *(
+                    owned.apply(
+                        "transfers",
+                        Packed.of([deposit(n)]),
+                        n + 1,
+                        executor,
+                        partial(wanted.__getitem__, n),
+                        100,
+                    )
+                    for n in range(len(wanted))
+                )
+            )
+
+    assert asyncio.run(apply_all()) == wanted
+    assert owned.partition.watermark["transfers"] == owned.unsettled == 20
+    owned.close()
+
+
+def test_chunks_wait_for_a_flush_when_too_much_is_unsettled(topic: Topic, tmp_path: Path) -> None:
+    owned = take(tmp_path)
+
+    async def apply(n: int, executor: ThreadPoolExecutor) -> bool:
+        records = Packed.of([deposit(n)])
+        return await owned.apply("transfers", records, n + 1, executor, lambda: True, 1)
+
+    async def run() -> None:
+        with ThreadPoolExecutor(4) as executor:
+            assert await apply(0, executor)
+            assert await apply(1, executor)
+            waiting = asyncio.ensure_future(apply(2, executor))
+            await asyncio.sleep(0.05)
+            assert owned.partition.watermark["transfers"] == 2
+            assert await owned.flush(CLUSTER, executor, executor)
+            assert await waiting
+            assert owned.unsettled == 1
+
+    asyncio.run(run())
+    owned.close()

@@ -10,55 +10,84 @@ use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Entries, and their places in order of their keys as long as no key comes or goes.
 #[derive(Default)]
-pub struct Entries {
+struct Part {
     entries: IndexMap<StoredKey, Box<[u8]>, ahash::RandomState>,
     sorted: Option<Arc<[usize]>>,
+}
+
+impl Part {
+    fn set(&mut self, key: &[u8], value: Option<&[u8]>) {
+        match (self.entries.get_mut(key), value) {
+            (Some(known), Some(value)) => *known = value.into(),
+            (None, Some(value)) => {
+                self.entries.insert(key.into(), value.into());
+                self.sorted = None;
+            }
+            (Some(_), None) => {
+                self.entries.swap_remove(key);
+                self.sorted = None;
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn entry(&self, place: usize) -> (&[u8], &[u8]) {
+        let (key, value) = self.entries.get_index(place).expect("a place of this map");
+        (key, value)
+    }
+
+    /// Returns the places of the entries whose key begins with `prefix`.
+    fn with_prefix(&mut self, prefix: &[u8]) -> Places {
+        let sorted = self.sorted.take().unwrap_or_else(|| {
+            let mut places: Vec<usize> = (0..self.entries.len()).collect();
+            places.sort_by_cached_key(|place| prefix_of(self.entry(*place).0));
+            places.sort_by(|one, other| self.entry(*one).0.cmp(self.entry(*other).0));
+            places.into()
+        });
+        self.sorted = Some(sorted.clone());
+        let begin = sorted.partition_point(|place| self.entry(*place).0 < prefix);
+        let begins = |place: &usize| self.entry(*place).0.starts_with(prefix);
+        let end = begin + sorted[begin..].partition_point(begins);
+        Places { sorted, next: begin, end }
+    }
+}
+
+/// Places of entries in order of their keys, from `next` to before `end`.
+#[derive(Default)]
+struct Places {
+    sorted: Arc<[usize]>,
+    next: usize,
+    end: usize,
+}
+
+/// Entries in two parts: those whose keys begin with a zero byte, totals, are asked for without
+/// the others, which are many more.
+#[derive(Default)]
+pub struct Entries([Part; 2]);
+
+fn part_of(key: &[u8]) -> usize {
+    usize::from(key.first() != Some(&0))
 }
 
 impl Entries {
     /// Puts an entry, or deletes it where there is no value.
     pub fn set(&mut self, key: &[u8], value: Option<&[u8]>) {
-        let is_known = match (self.entries.get_mut(key), value) {
-            (Some(known), Some(value)) => {
-                *known = value.into();
-                true
+        self.0[part_of(key)].set(key, value);
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        self.0[part_of(key)].entries.get(key).map(|value| &**value)
+    }
+
+    /// Returns, for each part in order, the places of the entries whose key begins with `prefix`.
+    fn with_prefix(&mut self, prefix: &[u8]) -> [Places; 2] {
+        let mut found = [Places::default(), Places::default()];
+        for (part, places) in found.iter_mut().enumerate() {
+            if prefix.is_empty() || part == part_of(prefix) {
+                *places = self.0[part].with_prefix(prefix);
             }
-            (None, Some(value)) => {
-                self.entries.insert(key.into(), value.into());
-                false
-            }
-            (Some(_), None) => {
-                self.entries.swap_remove(key);
-                false
-            }
-            (None, None) => true,
-        };
-        if !is_known {
-            self.sorted = None;
         }
-    }
-
-    fn key(&self, place: usize) -> &[u8] {
-        self.entries.get_index(place).expect("a place of this map").0
-    }
-
-    fn sorted(&mut self) -> Arc<[usize]> {
-        if let Some(sorted) = &self.sorted {
-            return sorted.clone();
-        }
-        let mut places: Vec<usize> = (0..self.entries.len()).collect();
-        places.sort_by_cached_key(|place| prefix_of(self.key(*place)));
-        places.sort_by(|one, other| self.key(*one).cmp(self.key(*other)));
-        self.sorted.insert(places.into()).clone()
-    }
-
-    /// Returns the places of the entries whose key begins with `prefix`, in order, and where in
-    /// the order they begin and end.
-    fn with_prefix(&mut self, prefix: &[u8]) -> (Arc<[usize]>, usize, usize) {
-        let sorted = self.sorted();
-        let begin = sorted.partition_point(|place| self.key(*place) < prefix);
-        let count = sorted[begin..].partition_point(|place| self.key(*place).starts_with(prefix));
-        (sorted, begin, begin + count)
+        found
     }
 }
 
@@ -83,23 +112,24 @@ impl Shelf for MemoryStore {
     type Error = Infallible;
 
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Infallible> {
-        Ok(self.reading().entries.get(key).map(|value| value.to_vec()))
+        Ok(self.reading().get(key).map(<[u8]>::to_vec))
     }
 
     fn get_many(&self, keys: &[&[u8]]) -> Result<Stored, Infallible> {
         let known = self.reading();
-        let value = |key: &&[u8]| known.entries.get(*key).map(|value| value.to_vec());
-        Ok(keys.iter().map(value).collect())
+        Ok(keys.iter().map(|key| known.get(key).map(<[u8]>::to_vec)).collect())
     }
 
     fn scan(&self, prefix: &[u8]) -> Result<Vec<StoredEntry>, Infallible> {
         let mut known = self.writing();
-        let (sorted, begin, end) = known.with_prefix(prefix);
-        let entry = |place: &usize| {
-            let (key, value) = known.entries.get_index(*place).expect("a place of this map");
-            (key.to_vec(), value.to_vec())
-        };
-        Ok(sorted[begin..end].iter().map(entry).collect())
+        let mut found = Vec::new();
+        for (part, places) in known.with_prefix(prefix).iter().enumerate() {
+            for place in &places.sorted[places.next..places.end] {
+                let (key, value) = known.0[part].entry(*place);
+                found.push((key.to_vec(), value.to_vec()));
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -122,7 +152,7 @@ impl MemoryStore {
     /// Returns the value of a key, or None.
     #[pyo3(name = "get")]
     fn get_one<'py>(&self, py: Python<'py>, key: &[u8]) -> Option<Bound<'py, PyBytes>> {
-        bytes(py, self.reading().entries.get(key).map(|value| &**value))
+        bytes(py, self.reading().get(key))
     }
 
     /// Returns the value of each key, or None.
@@ -133,8 +163,7 @@ impl MemoryStore {
         keys: Vec<Bound<'py, PyBytes>>,
     ) -> PyResult<Bound<'py, PyList>> {
         let known = self.reading();
-        let value = |key: &Bound<'py, PyBytes>| known.entries.get(key.as_bytes());
-        PyList::new(py, keys.iter().map(|key| bytes(py, value(key).map(|value| &**value))))
+        PyList::new(py, keys.iter().map(|key| bytes(py, known.get(key.as_bytes()))))
     }
 
     /// Returns an iterator of the entries whose key begins with `prefix`, in order of their keys.
@@ -142,8 +171,8 @@ impl MemoryStore {
     /// No key may come or go meanwhile.
     #[pyo3(name = "scan", signature = (prefix=None))]
     fn iterate(this: Py<MemoryStore>, prefix: Option<&[u8]>) -> Scan {
-        let (sorted, next, end) = this.get().writing().with_prefix(prefix.unwrap_or_default());
-        Scan { store: this, sorted, next, end }
+        let left = this.get().writing().with_prefix(prefix.unwrap_or_default());
+        Scan { store: this, left }
     }
 
     /// Puts every entry of `changes.items()`, deletes those whose value is None.
@@ -163,9 +192,7 @@ impl MemoryStore {
 #[pyclass]
 struct Scan {
     store: Py<MemoryStore>,
-    sorted: Arc<[usize]>,
-    next: usize,
-    end: usize,
+    left: [Places; 2],
 }
 
 type PyEntry<'py> = (Bound<'py, PyBytes>, Bound<'py, PyBytes>);
@@ -177,16 +204,18 @@ impl Scan {
     }
 
     fn __next__<'py>(&mut self, py: Python<'py>) -> PyResult<Option<PyEntry<'py>>> {
-        if self.next == self.end {
-            return Ok(None);
-        }
         let known = self.store.get().reading();
-        if !known.sorted.as_ref().is_some_and(|sorted| Arc::ptr_eq(sorted, &self.sorted)) {
-            return Err(PyRuntimeError::new_err("a key came or went during a scan"));
+        for (part, places) in known.0.iter().zip(&mut self.left) {
+            if places.next == places.end {
+                continue;
+            }
+            if !part.sorted.as_ref().is_some_and(|sorted| Arc::ptr_eq(sorted, &places.sorted)) {
+                return Err(PyRuntimeError::new_err("a key came or went during a scan"));
+            }
+            let (key, value) = part.entry(places.sorted[places.next]);
+            places.next += 1;
+            return Ok(Some((PyBytes::new(py, key), PyBytes::new(py, value))));
         }
-        let place = self.sorted[self.next];
-        self.next += 1;
-        let (key, value) = known.entries.get_index(place).expect("a place of this map");
-        Ok(Some((PyBytes::new(py, key), PyBytes::new(py, value))))
+        Ok(None)
     }
 }
