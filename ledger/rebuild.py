@@ -373,7 +373,7 @@ def _lanes(sizes: Mapping[int, int], threads: int) -> Iterator[dict[int, _Lane]]
     try:
         for number in sorted(sizes, key=lambda number: (-sizes[number], number)):
             least = min(lanes, key=lanes.__getitem__)
-            lanes[least] += sizes[number]
+            lanes[least] += 1 + sizes[number]  # so that none is idle where there is little
             shared[number] = least
         yield shared
     finally:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from confluent_kafka import OFFSET_END, TopicPartition
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger.agents.owned import stored_progress
@@ -82,6 +82,7 @@ def same(found: dict[str, Any]) -> dict[str, Any]:
     st.lists(st.integers(0, 1_000_000), min_size=1, max_size=12),
     st.integers(1, 9),
 )
+@example([0, 0], 2)
 def test_every_partition_is_folded_by_one_thread_in_the_order_given(
     sizes: list[int], threads: int
 ) -> None:

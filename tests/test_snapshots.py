@@ -25,13 +25,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 
-from ledger import objects, states
+from ledger import buckets, states
 from ledger import snapshots as module
 from ledger.agents.owned import open_state
 from ledger.buckets import Bucket
 from ledger.errors import ConfigurationError, StateError, TopicError
 from ledger.objects import Directory, StorageError, objects_at
-from ledger.projections.entries import META_KEY
+from ledger.projections.entries import META_KEY, joined_key, split_key
 from ledger.projections.partition import Origin, Partition, Record
 from ledger.rocks import RocksStore
 from ledger.seal import sealed_writer
@@ -193,7 +193,7 @@ def test_a_file_is_there_whole_or_not_at_all(place: Path | str) -> None:
 
 
 def test_a_file_of_several_parts_is_read_back(place: Path | str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(objects, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(buckets, "_PART_BYTES", 5 << 20)
     data = os.urandom(11 << 20)
     files = objects_at(place)
     with files.writing("large") as file:
@@ -205,7 +205,7 @@ def test_a_file_of_several_parts_is_read_back(place: Path | str, monkeypatch: An
 def test_an_upload_that_fails_in_the_middle_is_given_up(
     s3_server: str, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "_PART_BYTES", 5 << 20)
+    monkeypatch.setattr(buckets, "_PART_BYTES", 5 << 20)
 
     class Torn(io.BytesIO):
         def read(self, size: int | None = -1, /) -> bytes:
@@ -908,3 +908,16 @@ def test_a_worker_without_its_state_goes_on_from_a_snapshot_in_a_bucket(
         published = eventually(lambda: published_at_end(there), 90)
     assert "starts from snapshot p0000" in (tmp_path / "2.log").read_text()
     assert_published_equals_reference(there, published, reference_of(there))
+
+
+@pytest.mark.parametrize("parts", [("a", "b", ""), ("a", "o", "x"), ("a", "f", "x\0y")])
+def test_a_key_has_parts_that_make_it(parts: tuple[str, str, str]) -> None:
+    assert split_key(joined_key(*parts)) == parts
+
+
+@pytest.mark.parametrize(
+    "parts", [("a", "b", "x"), ("", "o", "x"), ("a", "", "x"), ("a", "oo", "x"), ("", "b", "")]
+)
+def test_what_would_make_another_entrys_key_is_refused(parts: tuple[str, str, str]) -> None:
+    with pytest.raises(ValueError, match="no entry has"):
+        joined_key(*parts)

@@ -186,7 +186,7 @@ def test_a_full_disk_stops_the_worker_and_loses_nothing(
     hurried = settings.model_copy(update={"snapshot_interval_s": 1.0})
     with worker(hurried, log) as process:
         eventually(lambda: published_at_end(settings))
-        psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE, (65_536, 65_536))
+        psutil.Process(process.pid).rlimit(psutil.RLIMIT_FSIZE, (16_384, 16_384))
         publish(settings, lines[2000:])
         assert process.wait(60) == 2
     assert str(states_of(settings)) in said(log)

@@ -14,6 +14,7 @@ use crate::journal::{self, Entry, Party, Trade};
 use crate::json::Damaged;
 use crate::keys;
 use crate::order::{Execution, Order, Placed, INLINE};
+use indexmap::map::Entry as MapEntry;
 use indexmap::IndexMap;
 use std::borrow::Cow;
 use std::sync::OnceLock;
@@ -371,12 +372,13 @@ impl Fold {
                 index
             });
             let order = event.kind.order_id().map(|order_id| {
-                let key = keys::order(event.account, order_id);
-                self.orders.get_index_of(&*key).unwrap_or_else(|| {
-                    let index = self.orders.insert_full(key.into(), Box::default()).0;
+                let entry = self.orders.entry(keys::order(event.account, order_id).into());
+                let index = entry.index();
+                if let MapEntry::Vacant(entry) = entry {
+                    entry.insert(Box::default());
                     orders.push(index);
-                    index
-                })
+                }
+                index
             });
             if let Kind::Transfer(transfer) = &event.kind {
                 let key = keys::transfer(event.account, transfer.transfer_id);

@@ -17,17 +17,17 @@ struct Part {
 
 impl Part {
     fn set(&mut self, key: &[u8], value: Option<&[u8]>) {
-        match (self.entries.get_mut(key), value) {
-            (Some(known), Some(value)) => *known = value.into(),
-            (None, Some(value)) => {
+        let count = self.entries.len();
+        match value {
+            Some(value) => {
                 self.entries.insert(key.into(), value.into());
-                self.sorted = None;
             }
-            (Some(_), None) => {
+            None => {
                 self.entries.swap_remove(key);
-                self.sorted = None;
             }
-            (None, None) => {}
+        }
+        if self.entries.len() != count {
+            self.sorted = None;
         }
     }
 

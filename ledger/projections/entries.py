@@ -68,9 +68,15 @@ def split_key(key: bytes) -> tuple[str, str, str]:
 
 
 def joined_key(account: str, kind: str, identity: str) -> bytes:
-    """Return the key that `split_key` gave the parts of."""
-    key = balances_key(account) if kind == BALANCES_KIND else f"{account}\0{kind}{identity}"
-    return key.encode()
+    """Return the key that `split_key` gave the parts of.
+
+    Raises:
+        ValueError: there is no such key.
+    """
+    is_total = kind == BALANCES_KIND
+    if not account or len(kind) != 1 or (is_total and identity):
+        raise ValueError(f"no entry has account {account!r}, kind {kind!r} and id {identity!r}")
+    return (balances_key(account) if is_total else f"{account}\0{kind}{identity}").encode()
 
 
 class Fact(Struct, array_like=True, frozen=True, gc=False):
