@@ -36,7 +36,7 @@ NUMBER = 0
 BATCH = 3_000
 """Records of a batch, about 1 MiB."""
 MEMORY, ROCKS = "in memory", "RocksDB"
-FREEZE_AFTER = {MEMORY: 10_000, ROCKS: 12_000}
+FREEZE_AFTER = 10_000
 
 _T = TypeVar("_T")
 
@@ -80,7 +80,7 @@ class Steps:
         return result
 
 
-def fold(data: list[tuple[int, bytes]], store: Store, freeze_after: int) -> dict[str, float]:
+def fold(data: list[tuple[int, bytes]], store: Store) -> dict[str, float]:
     """Fold batches; return the seconds of each step."""
     steps = Steps()
     began, in_thread = time.process_time(), time.thread_time()
@@ -102,7 +102,7 @@ def fold(data: list[tuple[int, bytes]], store: Store, freeze_after: int) -> dict
         )
         steps.take("applying", lambda records=records: partition.apply("fills", records))  # type: ignore[misc]
         unfrozen += len(records.records)
-        if unfrozen >= freeze_after:
+        if unfrozen >= FREEZE_AFTER:
             settle()
             unfrozen = 0
     settle()
@@ -134,7 +134,7 @@ def main() -> None:
             directory = Path(tempfile.mkdtemp(prefix="ledger-bench-"))
             try:
                 store = MemoryStore() if kind == MEMORY else RocksStore(directory / "p0")
-                for step, seconds in fold(data, store, FREEZE_AFTER[kind]).items():
+                for step, seconds in fold(data, store).items():
                     took[step, kind].append(seconds / count * 1e6)
                 if isinstance(store, RocksStore):
                     store.close()

@@ -98,7 +98,9 @@ class Settings(BaseSettings):
     management_port: Port | None = None
 
     flush_interval_s: float = Field(0.5, gt=0, le=60, description="how often tables are published")
-    flush_records: int = Field(12_000, ge=1, description="publish earlier after so many records")
+    flush_records: int = Field(
+        40_000, ge=1, description="publish earlier when a worker has so many records to publish"
+    )
     snapshot_interval_s: float = Field(60.0, gt=0, description="how often snapshots are written")
     snapshots_kept: int = Field(
         8, ge=1, description="newest snapshots kept per partition; older ones are thinned out"

@@ -257,7 +257,7 @@ class LedgerApp(ChunkedApp):
         self._start(self._fold(owned, topic, chunk))
 
     async def _fold(self, owned: OwnedPartition, topic: str, chunk: Chunk) -> None:
-        records = self.settings.flush_records
+        records = self._flush_after
         try:
             applied = await owned.apply(
                 topic,
@@ -290,11 +290,16 @@ class LedgerApp(ChunkedApp):
 
     # -- flushing
 
+    @property
+    def _flush_after(self) -> int:
+        """After how many records a partition is flushed: all that waits is bounded together."""
+        return max(1, self.settings.flush_records // max(1, len(self.owned)))
+
     async def _flush_forever(self) -> None:
         """Flush partitions that are due, each for itself: one that waits holds up no other."""
-        interval_s, records = self.settings.flush_interval_s, self.settings.flush_records
+        interval_s = self.settings.flush_interval_s
         while not self._closing:
-            epoch = self.epoch
+            epoch, records = self.epoch, self._flush_after
             self._flush_wanted.clear()
             for owned in list(self.owned.values()):
                 if owned.is_due(interval_s, records) and not owned.is_flushing:
@@ -585,7 +590,7 @@ def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
         broker_rebalance_timeout=15.0,
         broker_request_timeout=30.0,
         consumer_auto_offset_reset="none",
-        consumer_max_fetch_size=1 << 19,
+        consumer_max_fetch_size=3 << 17,
         datadir=settings.state_dir / "faust",
         store="memory://",
         stream_buffer_maxsize=256,
