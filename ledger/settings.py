@@ -99,7 +99,7 @@ class Settings(BaseSettings):
 
     flush_interval_s: float = Field(0.5, gt=0, le=60, description="how often tables are published")
     flush_records: int = Field(
-        40_000, ge=1, description="publish earlier when a worker has so many records to publish"
+        48_000, ge=1, description="publish earlier when a worker has so many records to publish"
     )
     snapshot_interval_s: float = Field(60.0, gt=0, description="how often snapshots are written")
     snapshots_kept: int = Field(

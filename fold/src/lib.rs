@@ -480,9 +480,6 @@ impl Entries {
     }
 }
 
-/// After so many calls other threads of Python have their turn: some wait for Kafka's answers.
-const IN_A_ROW: usize = 200;
-
 /// Calls `put` with each key and value, `delete` with each key that has none.
 #[pyfunction]
 fn put_all<'py>(
@@ -496,13 +493,8 @@ fn put_all<'py>(
     };
     if let Ok(entries) = entries.cast::<Entries>() {
         let mut entries = entries.borrow_mut();
-        let mut count = 0;
         while let Some(entry) = entries.__next__(put.py()) {
             store(entry)?;
-            count += 1;
-            if count % IN_A_ROW == 0 {
-                put.py().detach(|| ());
-            }
         }
         return Ok(());
     }
