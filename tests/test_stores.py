@@ -231,26 +231,6 @@ def test_the_past_is_seen_as_it_was(
         past.write({b"a": b""})
 
 
-@given(st.lists(PAST_CHANGES, max_size=6))
-def test_a_store_in_memory_is_a_sorted_dict(writes: list[dict[bytes, bytes | None]]) -> None:
-    store, model = MemoryStore(), dict[bytes, bytes]()
-    for changes in writes:
-        store.write(changes)
-        for key, value in changes.items():
-            if value is None:
-                model.pop(key, None)
-            else:
-                model[key] = value
-        for prefix in (b"", b"\0", b"\0a", b"a", b"a\0", b"x"):
-            wanted = sorted((k, v) for k, v in model.items() if k.startswith(prefix))
-            assert list(store.scan(prefix)) == wanted
-        keys = [b"\0a", b"a\0o1", b"\0b", b"\0", b"c", b"x"]
-        assert (
-            store.get_many(keys) == [store.get(key) for key in keys] == list(map(model.get, keys))
-        )
-    assert list(MemoryStore(model).scan()) == sorted(model.items())
-
-
 def test_a_scan_of_a_store_in_memory_notices_that_keys_come_and_go() -> None:
     store = MemoryStore({b"a": b"1", b"b": b"1", b"\0a": b"1"})
     scan = store.scan()
