@@ -16,12 +16,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ledger.agents import owned as module
 from ledger.agents.assignor import distribute
 from ledger.agents.owned import OwnedPartition, open_state, stored_progress
-from ledger.agents.publisher import FencedError, Outgoing, Rows
+from ledger.agents.publisher import FencedError, Outgoing, Publisher, Rows
 from ledger.errors import ReplacedTopic, StateInUse, TopicError
 from ledger.letters import dead_letter
 from ledger.projections.partition import Header, Origin, Packed, Rejected
@@ -474,3 +474,15 @@ def test_chunks_wait_for_a_flush_when_too_much_is_unsettled(topic: Topic, tmp_pa
 
     asyncio.run(run())
     owned.close()
+
+
+def test_a_row_that_is_too_large_for_the_producer_stops_it() -> None:
+    """Found by reading: it was tried again for ever, as if there were no room for it."""
+    publisher = Publisher("127.0.0.1:1", "nobody")
+    publisher._producer = Producer(
+        {"bootstrap.servers": "127.0.0.1:1", "message.max.bytes": 1000, "log_level": 0}
+    )
+    messages = [{"key": b"alice", "value": b"x" * 2000}, {"key": b"bob", "value": b"x"}]
+    with pytest.raises(KafkaException) as raised:
+        publisher._produce_all([Rows("balances", 0, messages)])
+    assert raised.value.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE

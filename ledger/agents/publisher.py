@@ -176,15 +176,16 @@ class Publisher:
             if isinstance(record, Outgoing):
                 self._produce(record)
                 continue
-            left = record.messages
-            while left:
-                self._producer.produce_batch(
-                    record.topic, left, partition=record.partition, on_delivery=self._not_delivered
-                )
-                left = [message for message in left if message.pop("_error", None)]
-                if left:  # there was no room for them
-                    self.require_open()
-                    self._producer.poll(0.1)
+            self._producer.produce_batch(
+                record.topic,
+                record.messages,
+                partition=record.partition,
+                on_delivery=self._not_delivered,
+            )
+            for message in record.messages:
+                if message.pop("_error", None):  # no room for it, or worse: alone it says which
+                    key, value = message["key"], message["value"]
+                    self._produce(Outgoing(record.topic, record.partition, key, value))
 
     def _produce(self, record: Outgoing) -> None:
         while True:
