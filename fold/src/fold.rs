@@ -196,7 +196,7 @@ pub struct Frozen {
     changes: Vec<Change>,
     total: Sum,
     hashed: OnceLock<Hashed>,
-    sorted: OnceLock<Vec<u32>>,
+    sorted: OnceLock<Vec<usize>>,
 }
 
 struct Hashed {
@@ -210,14 +210,9 @@ impl Frozen {
     /// A store on disk takes neighbours sooner than what lies far apart.
     pub fn entry(&self, place: usize) -> Option<(&[u8], Option<&[u8]>)> {
         let sorted = self.sorted.get_or_init(|| {
-            let key = |place: &u32| self.entry_of(&self.changes[*place as usize]).0;
-            let mut places: Vec<u32> = (0..self.changes.len() as u32).collect();
-            // Most are in order by how their keys begin; what is left to the second sort is little.
-            places.sort_by_cached_key(|place| prefix_of(key(place)));
-            places.sort_by(|one, other| key(one).cmp(key(other)));
-            places
+            sorted_places(self.changes.len(), |place| self.entry_of(&self.changes[place]).0)
         });
-        sorted.get(place).map(|place| self.entry_of(&self.changes[*place as usize]))
+        sorted.get(place).map(|place| self.entry_of(&self.changes[*place]))
     }
 
     fn entry_of(&self, change: &Change) -> (&[u8], Option<&[u8]>) {
@@ -915,8 +910,17 @@ impl Fold {
     }
 }
 
+/// Returns so many places in order of their keys.
+pub fn sorted_places<'a>(count: usize, key: impl Fn(usize) -> &'a [u8]) -> Vec<usize> {
+    let mut places: Vec<usize> = (0..count).collect();
+    // Most are in order by how their keys begin; what is left to the second sort is little.
+    places.sort_by_cached_key(|place| prefix_of(key(*place)));
+    places.sort_by(|one, other| key(*one).cmp(key(*other)));
+    places
+}
+
 /// Returns how a key begins, as a number that sorts as the key does: quicker to compare.
-pub fn prefix_of(key: &[u8]) -> u128 {
+fn prefix_of(key: &[u8]) -> u128 {
     let mut bytes = [0; 16];
     let length = key.len().min(16);
     bytes[..length].copy_from_slice(&key[..length]);

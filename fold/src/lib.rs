@@ -22,7 +22,6 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
-use std::convert::Infallible;
 use std::ffi::{c_int, c_long};
 use std::ops::Range;
 use store::MemoryStore;
@@ -58,7 +57,7 @@ impl Shelf for Store {
 
     fn get(&self, key: &[u8]) -> PyResult<Option<Vec<u8>>> {
         let store = match self {
-            Store::Memory(store) => return store.get().get(key).map_err(never),
+            Store::Memory(store) => return store.get().get(key),
             Store::Python(store) => store,
         };
         Python::attach(|py| {
@@ -69,7 +68,7 @@ impl Shelf for Store {
 
     fn get_many(&self, keys: &[&[u8]]) -> PyResult<Stored> {
         let store = match self {
-            Store::Memory(store) => return store.get().get_many(keys).map_err(never),
+            Store::Memory(store) => return store.get().get_many(keys),
             Store::Python(store) => store,
         };
         Python::attach(|py| {
@@ -90,7 +89,7 @@ impl Shelf for Store {
 
     fn scan(&self, prefix: &[u8]) -> PyResult<Vec<StoredEntry>> {
         let store = match self {
-            Store::Memory(store) => return store.get().scan(prefix).map_err(never),
+            Store::Memory(store) => return store.get().scan(prefix),
             Store::Python(store) => store,
         };
         Python::attach(|py| {
@@ -98,10 +97,6 @@ impl Shelf for Store {
             entries.try_iter()?.map(|entry| entry?.extract()).collect()
         })
     }
-}
-
-fn never(error: Infallible) -> PyErr {
-    match error {}
 }
 
 fn raised(trouble: Trouble<PyErr>) -> PyErr {

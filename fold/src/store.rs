@@ -1,11 +1,10 @@
 //! Entries in memory: the store of replays and tests, which the fold asks without Python.
 
-use crate::fold::{prefix_of, Shelf, Stored, StoredEntry, StoredKey};
+use crate::fold::{sorted_places, Shelf, Stored, StoredEntry, StoredKey};
 use indexmap::IndexMap;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
-use std::convert::Infallible;
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Entries, and their places in order of their keys as long as no key comes or goes.
@@ -39,10 +38,7 @@ impl Part {
     /// Returns the places of the entries whose key begins with `prefix`.
     fn with_prefix(&mut self, prefix: &[u8]) -> Places {
         let sorted = self.sorted.take().unwrap_or_else(|| {
-            let mut places: Vec<usize> = (0..self.entries.len()).collect();
-            places.sort_by_cached_key(|place| prefix_of(self.entry(*place).0));
-            places.sort_by(|one, other| self.entry(*one).0.cmp(self.entry(*other).0));
-            places.into()
+            sorted_places(self.entries.len(), |place| self.entry(place).0).into()
         });
         self.sorted = Some(sorted.clone());
         let begin = sorted.partition_point(|place| self.entry(*place).0 < prefix);
@@ -109,18 +105,18 @@ impl MemoryStore {
 }
 
 impl Shelf for MemoryStore {
-    type Error = Infallible;
+    type Error = PyErr;
 
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, Infallible> {
+    fn get(&self, key: &[u8]) -> PyResult<Option<Vec<u8>>> {
         Ok(self.reading().get(key).map(<[u8]>::to_vec))
     }
 
-    fn get_many(&self, keys: &[&[u8]]) -> Result<Stored, Infallible> {
+    fn get_many(&self, keys: &[&[u8]]) -> PyResult<Stored> {
         let known = self.reading();
         Ok(keys.iter().map(|key| known.get(key).map(<[u8]>::to_vec)).collect())
     }
 
-    fn scan(&self, prefix: &[u8]) -> Result<Vec<StoredEntry>, Infallible> {
+    fn scan(&self, prefix: &[u8]) -> PyResult<Vec<StoredEntry>> {
         let mut known = self.writing();
         let mut found = Vec::new();
         for (part, places) in known.with_prefix(prefix).iter().enumerate() {
