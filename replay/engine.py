@@ -17,7 +17,6 @@ from ledger.objects import StorageError
 from ledger.positions import Watermarks
 from ledger.projections.partition import Origin
 from ledger.rebuild import Base, Rebuilder, Rebuilt, past
-from ledger.settings import Settings
 from ledger.snapshots import SnapshotFile, Snapshots
 from replay.request import Span
 from replay.results import PartitionReplay, Replay
@@ -35,8 +34,7 @@ OFFSETS_IN_MEMORY: Final = 2_000_000
 class Job:
     """What is replayed."""
 
-    bootstrap: str
-    settings: Settings
+    cluster: Cluster
     origin: Origin
     span: Span
     base: Base
@@ -90,7 +88,7 @@ def replay(
         elif _offsets(job) > OFFSETS_IN_MEMORY:
             files = stack.enter_context(temporary_states())
         rebuilder = Rebuilder(
-            Cluster(job.bootstrap, job.settings),
+            job.cluster,
             job.origin,
             warn=warn,
             progress=progress,

@@ -74,4 +74,4 @@ class Topics:
 
     def job(self, span: Span, base: Base) -> Job:
         """Return the replay of a span of them."""
-        return Job(self.cluster.bootstrap, self.cluster.settings, self.origin, span, base)
+        return Job(self.cluster, self.origin, span, base)

@@ -157,7 +157,7 @@ def test_the_states_of_a_long_log_are_kept_in_files_that_are_removed_in_the_end(
     start = {n: dict.fromkeys(INPUT_TOPICS, 10) for n in ends}
 
     def run() -> tuple[str, list[Change], int]:
-        job = Job(cluster.bootstrap, hour, cluster.origin(), Span(start, ends), "genesis")
+        job = Job(cluster, cluster.origin(), Span(start, ends), "genesis")
         with run_replay(
             job, threads=1, directory=None, warn=pytest.fail, progress=lambda _: None
         ) as found:
@@ -197,8 +197,7 @@ def test_a_replay_that_is_interrupted_anywhere_goes_on_to_the_same(
     origin = cluster.origin()
     ends = {n: part.watermark for n, part in rebuilt(hour).items()}
     begin = {n: {t: min(start, o) for t, o in mark.items()} for n, mark in ends.items()}
-    assert hour.kafka is not None
-    job = Job(hour.kafka, hour, origin, Span(begin, ends), "genesis")
+    job = Job(cluster, origin, Span(begin, ends), "genesis")
 
     def run(directory: Path | None, progress: Callable[[int], None]) -> Any:
         with run_replay(

@@ -112,7 +112,7 @@ class Prover:
         cluster = cluster_of(task.settings)
         self._task = task
         self._records = records
-        self._bootstrap = cluster.bootstrap
+        self._cluster = cluster
         self._origin = cluster.origin()
         self._proof = Proof(sum(map(len, records.values())))
         self._where = ""
@@ -166,7 +166,7 @@ class Prover:
         answers: Mapping[int, Answer],
     ) -> None:
         for base, threads in _REPLAYS[sum(stop) % 2].items():
-            job = Job(self._bootstrap, self._task.settings, self._origin, span, base)
+            job = Job(self._cluster, self._origin, span, base)
             name = f"base {base}, {threads} thread{'s' if threads > 1 else ''}"
             with run_replay(
                 job.part(self._task.numbers),
