@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import logging
 import sys
 import time
 
-from ledger._fold import spare_memory
 from ledger.agents.worker import LedgerApp, create_app
+from ledger.memory import live_long
 from ledger.rocks import allow_open_files
 from ledger.settings import Settings, load_settings
 from ledger.stack import kafka_endpoint
 from ledger.supervisor import LOG_FORMAT, stop_without_parent
 
 _REPEATED_AFTER_S = 30.0
-_M_ARENA_MAX = -8  # of malloc.h
-_PR_SET_THP_DISABLE = 41  # of prctl.h
 
 
 class _Sparingly(logging.Filter):
@@ -40,22 +35,6 @@ class _Sparingly(logging.Filter):
         return True
 
 
-def _spare_memory() -> None:
-    """Take no more memory, nor time to look after it, than the work needs.
-
-    All threads allocate from one arena, because RocksDB's would keep apart what they have freed;
-    pages are not made huge, of which most would be empty; what the fold frees goes back at once;
-    and Python does not look for garbage among what it imported.
-    """
-    library = ctypes.CDLL(None)
-    with contextlib.suppress(AttributeError):  # they are glibc's, and Linux's
-        library.mallopt(_M_ARENA_MAX, 1)
-        library.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0)
-    spare_memory()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
-
-
 def run_worker(settings: Settings, log_level: str = "info", *, parent: int | None = None) -> None:
     """Run one stream worker until it is told to stop; does not return.
 
@@ -69,7 +48,7 @@ def run_worker(settings: Settings, log_level: str = "info", *, parent: int | Non
     """
     import uvloop
 
-    _spare_memory()
+    live_long()
     allow_open_files()
     if parent is not None:
         stop_without_parent(parent)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pydantic_core import CoreSchema
 
 VERSION: Final = 1
-RULES_VERSION: Final = 3
+RULES_VERSION: Final = 4
 """Raised when a record would be judged or posted differently; older state is then rebuilt."""
 
 ORDERS: Final = "orders"

@@ -312,7 +312,7 @@ class Rebuilder:
             rebuilt.records_read[slot] = rebuilt.records_read.get(slot, 0) + batch.count
             unfrozen[number] += batch.count
             if unfrozen[number] >= _FREEZE_AFTER_RECORDS:
-                _settle(rebuilt, number)
+                _settle(rebuilt, number, whole=not isinstance(rebuilt.stores[number], MemoryStore))
                 unfrozen[number] = 0
 
         sizes = dict.fromkeys(rebuilt.partitions, 0)
@@ -391,9 +391,9 @@ def _require_not_beyond(partition: Partition, end: Watermark) -> None:
             )
 
 
-def _settle(rebuilt: Rebuilt, number: int) -> None:
+def _settle(rebuilt: Rebuilt, number: int, *, whole: bool = True) -> None:
     partition = rebuilt.partitions[number]
-    changes = partition.freeze()
+    changes = partition.freeze(whole=whole)
     if number in rebuilt.replaced:
         note_replaced(rebuilt.stores[number], changes, rebuilt.replaced[number])
     partition.settle()

@@ -29,8 +29,8 @@ _REBUILT = "It has to be rebuilt from a snapshot or the topics."
 
 _CACHE_BYTES = 4 << 20
 _BLOCK_BYTES = 2 << 10
-_WRITE_BUFFERS_BYTES = 24 << 20
-_WRITE_BUFFER_BYTES = 8 << 20
+_WRITE_BUFFERS_BYTES = 18 << 20
+_WRITE_BUFFER_BYTES = 6 << 20
 _READ_AHEAD_BYTES = 256 << 10
 _RUNS = 16
 _OPEN_FILES = 1_000

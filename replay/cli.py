@@ -14,6 +14,7 @@ import typer
 from ledger import console
 from ledger.errors import InputError
 from ledger.journal import is_system
+from ledger.memory import live_shortly
 from ledger.partitioner import partition_of
 from ledger.positions import format_positions, require_order
 from ledger.rebuild import Base
@@ -71,6 +72,7 @@ def main() -> NoReturn:
     # So that temporary states are removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     allow_open_files()
+    live_shortly()
     console.run(app, "replay")
 
 

@@ -25,13 +25,12 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ledger.amounts import canonical, plain
 from ledger.errors import InputError
@@ -55,44 +54,47 @@ MANIFEST: Final = "manifest.json"
 ALL: Final = Shown()
 
 
-def _texts(names: str) -> list[Any]:
-    return [pa.field(name, pa.string(), nullable=False) for name in names.split()]
+@cache
+def schemas() -> Mapping[str, Any]:
+    """Return the columns of each table by its name, as Parquet has them."""
+    import pyarrow as pa  # it takes long, and most replays export nothing
 
+    def texts(names: str) -> list[Any]:
+        return [pa.field(name, pa.string(), nullable=False) for name in names.split()]
 
-def _texts_or_null(names: str) -> list[Any]:
-    return [pa.field(name, pa.string()) for name in names.split()]
+    def texts_or_null(names: str) -> list[Any]:
+        return [pa.field(name, pa.string()) for name in names.split()]
 
+    return {
+        BALANCES: pa.schema(texts("account asset balance hold available debits credits")),
+        ORDERS: pa.schema(
+            [
+                *texts("account order_id"),
+                *texts_or_null("instrument side order_type"),
+                *texts("status"),
+                *texts_or_null("quantity limit_price reserve"),
+                *texts("filled"),
+                *texts_or_null("remaining"),
+                *texts("used hold"),
+                *texts_or_null("hold_asset placed_at closed_at reason"),
+                pa.field("flags", pa.list_(*texts("item")), nullable=False),
+            ]
+        ),
+        JOURNAL: pa.schema(
+            [
+                *texts("occurred_at type topic"),
+                pa.field("partition", pa.int32(), nullable=False),
+                pa.field("offset", pa.int64(), nullable=False),
+                pa.field("reversal", pa.bool_(), nullable=False),
+                *texts("account"),
+                *texts_or_null("order_id fill_id trade_id transfer_id"),
+                *texts_or_null("instrument side price quantity reason"),
+                pa.field("posting", pa.int32(), nullable=False),
+                *texts("posting_account asset debit credit"),
+            ]
+        ),
+    }
 
-TABLES: Final[Mapping[str, Any]] = {
-    BALANCES: pa.schema(_texts("account asset balance hold available debits credits")),
-    ORDERS: pa.schema(
-        [
-            *_texts("account order_id"),
-            *_texts_or_null("instrument side order_type"),
-            *_texts("status"),
-            *_texts_or_null("quantity limit_price reserve"),
-            *_texts("filled"),
-            *_texts_or_null("remaining"),
-            *_texts("used hold"),
-            *_texts_or_null("hold_asset placed_at closed_at reason"),
-            pa.field("flags", pa.list_(*_texts("item")), nullable=False),
-        ]
-    ),
-    JOURNAL: pa.schema(
-        [
-            *_texts("occurred_at type topic"),
-            pa.field("partition", pa.int32(), nullable=False),
-            pa.field("offset", pa.int64(), nullable=False),
-            pa.field("reversal", pa.bool_(), nullable=False),
-            *_texts("account"),
-            *_texts_or_null("order_id fill_id trade_id transfer_id"),
-            *_texts_or_null("instrument side price quantity reason"),
-            pa.field("posting", pa.int32(), nullable=False),
-            *_texts("posting_account asset debit credit"),
-        ]
-    ),
-}
-"""The tables' names and their columns, as Parquet has them."""
 
 _ROWS: Final = 50_000
 """Of a table, in memory at a time; a row group in Parquet."""
@@ -220,7 +222,7 @@ def export(
     Args:
         directory: a new one, or an empty one.
         form: the tables' format.
-        tables: some of `TABLES` and their rows, which are taken one after the other, once.
+        tables: some of `schemas()` and their rows, which are taken one after the other, once.
         manifest: what the tables are of: watermark, digests, versions, counts.
 
     Raises:
@@ -271,7 +273,7 @@ def _replacing(target: Path) -> Iterator[Path]:
 
 def _write_table(directory: Path, name: str, form: Form, rows: Iterable[Row]) -> dict[str, Any]:
     """Write a table's file; return what the manifest says of it."""
-    schema = TABLES[name]
+    schema = schemas()[name]
     path = directory / f"{name}.{form}"
     left = iter(rows)
     count = 0
@@ -296,6 +298,9 @@ _Write = Callable[[Sequence[Row]], object]
 
 @contextmanager
 def _parquet(file: IO[bytes], schema: Any) -> Iterator[_Write]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     def write(rows: Sequence[Row]) -> None:
         columns = zip(*rows, strict=True)
         arrays = [

@@ -33,7 +33,6 @@ from replay.export import (
     JOURNAL,
     MANIFEST,
     ORDERS,
-    TABLES,
     Form,
     Row,
     balance_rows,
@@ -41,6 +40,7 @@ from replay.export import (
     journal_rows,
     order_rows,
     require_new,
+    schemas,
 )
 from replay.plot import PANELS, balance_lines, format_of, plot
 from replay.results import Shown
@@ -72,7 +72,7 @@ def read_polars(path: Path) -> Rows:
 
 
 def read_csv(path: Path) -> Rows:
-    schema = TABLES[path.stem]
+    schema = schemas()[path.stem]
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, strict=True))
     return [{name: _value(schema.field(name), text) for name, text in row.items()} for row in rows]
@@ -103,7 +103,7 @@ READERS: list[tuple[Form, Callable[[Path], Rows]]] = [
 
 
 def named(table: str, rows: Iterable[Row]) -> Rows:
-    return [dict(zip(TABLES[table].names, row, strict=True)) for row in rows]
+    return [dict(zip(schemas()[table].names, row, strict=True)) for row in rows]
 
 
 def tables_of(partitions: Iterable[Any]) -> dict[str, list[Row]]:
@@ -228,7 +228,7 @@ def test_the_tables_equal_the_references(log: list[Placed]) -> None:
 def test_the_columns_of_orders_are_those_of_the_command() -> None:
     [partition] = [one for one in folded([placed_event()]) if any(one.orders())]
     [order] = partition.orders()
-    assert TABLES[ORDERS].names == ["account", *order_row(partition, order)]
+    assert schemas()[ORDERS].names == ["account", *order_row(partition, order)]
 
 
 @given(placed_logs(partitions=LOG_PARTITIONS), st.data())
@@ -243,7 +243,7 @@ def test_a_start_and_accounts_narrow_the_journal_to_whole_entries(
     accounts = data.draw(st.sets(st.sampled_from(["alice", "bob", "@fees", "@external"])))
     assets = data.draw(st.sets(st.sampled_from(["USD", "BTC", "@1"])))
     everything = named(JOURNAL, journal_rows(partitions))
-    names = TABLES[JOURNAL].names
+    names = schemas()[JOURNAL].names
 
     def entry(row: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(row[name] for name in names[: names.index("posting")])
@@ -295,7 +295,8 @@ def _values(field: Any) -> st.SearchStrategy[Any]:
 
 
 _ROWS: dict[str, st.SearchStrategy[list[Row]]] = {
-    name: st.lists(st.tuples(*map(_values, schema)), max_size=4) for name, schema in TABLES.items()
+    name: st.lists(st.tuples(*map(_values, schema)), max_size=4)
+    for name, schema in schemas().items()
 }
 
 
@@ -334,7 +335,7 @@ def test_csv_is_that_of_the_standard(tmp_path: Path) -> None:
     ]  # fmt: skip
     [path, _] = export(tmp_path / "out", "csv", {ORDERS: rows}, {})
     head, row = path.read_bytes().split(b"\r\n", 1)
-    assert head.decode().split(",") == TABLES[ORDERS].names
+    assert head.decode().split(",") == schemas()[ORDERS].names
     assert row == (
         b'a,"say ""o""",,,,open,,,,0,,0,0,,,,"two\nlines","order_unknown,overfilled"\r\n'
     )
@@ -393,7 +394,7 @@ def test_the_manifest_says_what_the_files_are(form: Form, tmp_path: Path) -> Non
         assert described[name] == {
             "file": path.name,
             "format": form,
-            "columns": {field.name: str(field.type) for field in TABLES[name]},
+            "columns": {field.name: str(field.type) for field in schemas()[name]},
             "rows": len(rows),
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         }

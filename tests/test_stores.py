@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -231,12 +232,46 @@ def test_the_past_is_seen_as_it_was(
         past.write({b"a": b""})
 
 
-def test_a_scan_of_a_store_in_memory_notices_that_keys_come_and_go() -> None:
+def test_a_scan_of_a_store_in_memory_notices_that_something_is_written() -> None:
     store = MemoryStore({b"a": b"1", b"b": b"1", b"\0a": b"1"})
     scan = store.scan()
-    next(scan)
+    assert next(scan) == (b"\0a", b"1")
+    store.write({b"\0a": b"2"})
+    assert next(scan) == (b"a", b"1")
     store.write({b"a": b"2"})
-    assert next(scan) == (b"a", b"2")
-    store.write({b"c": b"1"})
-    with pytest.raises(RuntimeError, match="came or went"):
+    with pytest.raises(RuntimeError, match="something was written"):
         next(scan)
+
+
+# Some of these fill what the store takes of memory at a time, 1 MiB, or are larger.
+SIZES = st.sampled_from([0, 1, 100_000, 300_000, 600_000, 1_048_568, 1_500_000])
+LARGE_CHANGES = st.dictionaries(st.sampled_from([b"a", b"b", b"c", b"d"]), st.none() | SIZES)
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches=st.lists(LARGE_CHANGES, max_size=12))
+def test_a_store_in_memory_moves_what_is_left_of_large_entries(
+    batches: list[dict[bytes, int | None]],
+) -> None:
+    store, model = MemoryStore(), dict[bytes, bytes]()
+    for number, sizes in enumerate(batches):
+        for key, size in sizes.items():
+            store.write({key: None if size is None else bytes([number]) * size})
+            if size is None:
+                model.pop(key, None)
+            else:
+                model[key] = bytes([number]) * size
+        assert list(store.scan()) == sorted(model.items())
+        assert store.get_many([b"a", b"b", b"c", b"d"]) == [
+            model.get(key) for key in (b"a", b"b", b"c", b"d")
+        ]
+
+
+def test_a_store_in_memory_gives_room_to_what_replaces_other_entries() -> None:
+    store = MemoryStore({b"stays%d" % number: bytes(1_000) for number in range(1_000)})
+    before = psutil.Process().memory_info().rss
+    for number in range(300):  # 1 MB each
+        store.write({b"goes%d" % key: bytes([number % 256]) * 10_000 for key in range(100)})
+    assert psutil.Process().memory_info().rss - before < 50_000_000
+    assert all(value == bytes(1_000) for _, value in store.scan(b"stays"))
+    assert {value[0] for _, value in store.scan(b"goes")} == {299 % 256}

@@ -14,12 +14,19 @@ type Asset = ArrayString<32>;
 /// How much of a name is its head.
 const HEAD: usize = 8;
 
-/// Returns the first bytes of a name (none of which is zero) as a number.
-fn head(asset: &str) -> u64 {
-    let mut bytes = [0; HEAD];
-    let length = asset.len().min(HEAD);
-    bytes[..length].copy_from_slice(&asset.as_bytes()[..length]);
-    u64::from_le_bytes(bytes)
+/// The name of an asset to be looked for, and its first bytes (none of which is zero) as a number.
+#[derive(Clone, Copy)]
+pub struct Sought<'a> {
+    head: u64,
+    asset: &'a str,
+}
+
+impl<'a> Sought<'a> {
+    pub fn new(asset: &'a str) -> Sought<'a> {
+        let bytes = asset.bytes().take(HEAD).enumerate();
+        let head = bytes.fold(0, |head, (place, byte)| head | u64::from(byte) << (8 * place));
+        Sought { head, asset }
+    }
 }
 
 /// The totals of one asset. Debits and credits only grow; the hold follows the open orders.
@@ -57,16 +64,16 @@ impl Account {
             reader.expect(b']')?;
             reader.take(b',');
             let [debits, credits, hold] = amounts;
-            account.rows.push(Row { head: head(&asset), asset, debits, credits, hold });
+            account.rows.push(Row { head: Sought::new(&asset).head, asset, debits, credits, hold });
         }
         reader.end()?;
         Ok(account)
     }
 
     /// Returns the totals of an asset, to be changed in place.
-    pub fn row(&mut self, asset: &str) -> &mut Row {
+    pub fn row(&mut self, sought: Sought) -> &mut Row {
+        let Sought { head, asset } = sought;
         let few = self.rows.len() <= FEW_ROWS;
-        let head = head(asset);
         let is_it = |row: &Row| {
             row.head == head
                 && row.asset.len() == asset.len()

@@ -300,16 +300,24 @@ pub fn build<'a>(fields: &Fields<'a>) -> Option<Event<'a>> {
 pub struct Usual(Vec<Name>);
 
 impl Usual {
-    fn name(&mut self, place: usize, text: &[u8]) -> Option<Name> {
-        match self.0.get(place) {
-            Some(name) if text == name.text() => Some(*name),
-            _ => {
-                let name = Name::of(text)?;
-                self.0.truncate(place);
-                self.0.push(name);
-                Some(name)
+    /// Returns the name at the start of a text, and what follows it.
+    fn name<'a>(&mut self, place: usize, text: &'a str) -> Option<(Name, &'a str)> {
+        if let Some(name) = self.0.get(place) {
+            let length = name.text().len();
+            let bytes = text.as_bytes();
+            let is_it = bytes.len() > length + 1
+                && bytes[0] == b'"'
+                && bytes[1..].starts_with(name.text())
+                && bytes[length + 1] == b'"';
+            if is_it {
+                return Some((*name, &text[length + 2..]));
             }
         }
+        let (found, after) = string(text)?;
+        let name = Name::of(found.as_bytes())?;
+        self.0.truncate(place);
+        self.0.push(name);
+        Some((name, after))
     }
 }
 
@@ -325,8 +333,7 @@ fn scan<'a>(value: &'a [u8], usual: &mut Usual) -> Option<Fields<'a>> {
     let mut fields = Fields::default();
     let mut rest = skip_blanks(text).strip_prefix('{')?;
     for place in 0.. {
-        let (name, after) = string(skip_blanks(rest))?;
-        let name = usual.name(place, name.as_bytes())?;
+        let (name, after) = usual.name(place, skip_blanks(rest))?;
         if fields.has(name) {
             return None;
         }

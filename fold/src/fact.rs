@@ -5,7 +5,7 @@
 
 use crate::amount::Amount;
 use crate::event::{Busted, Filled, Placed, Terms, Transfer};
-use crate::json::{write_integer, write_optional, write_string, Damaged, Reader};
+use crate::json::{write_optional, write_string, Damaged, Reader};
 use std::borrow::Cow;
 
 pub type Fact = Box<[u8]>;
@@ -19,9 +19,17 @@ enum Part<'a> {
 use Part::{Optional, Text};
 
 fn fact(offset: u64, occurred_at: &str, parts: &[Part]) -> Fact {
-    let mut out = Vec::with_capacity(160);
+    let size = |part: &Part| match part {
+        Text(text) | Optional(Some(text)) => text.len() + 3,
+        Optional(None) => 5,
+    };
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(offset).as_bytes();
+    let sizes: usize = parts.iter().map(size).sum();
+    // Mostly it is just as long, and so nothing of it is moved, or wasted, in the end.
+    let mut out = Vec::with_capacity(digits.len() + occurred_at.len() + sizes + 5);
     out.push(b'[');
-    write_integer(offset, &mut out);
+    out.extend_from_slice(digits);
     out.push(b',');
     write_string(occurred_at, &mut out);
     for part in parts {

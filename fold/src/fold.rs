@@ -4,7 +4,7 @@
 //! Nothing here waits, logs or reads a clock. Entries that changed, or that are likely to be asked for
 //! again, are kept decoded; the store is asked for all others.
 
-use crate::account::Account;
+use crate::account::{Account, Sought};
 use crate::digest::{self, Chain, Sum};
 use crate::event::{
     self, Busted, Event, Filled, Kind, Placed as PlacedEvent, Terms, Transfer, Usual,
@@ -20,8 +20,7 @@ use std::borrow::Cow;
 use std::sync::OnceLock;
 
 type Map<K, V> = IndexMap<K, V, ahash::RandomState>;
-pub type StoredKey = Box<[u8]>;
-type Key = StoredKey;
+type Key = Box<[u8]>;
 
 /// A record as Kafka has it.
 #[derive(Clone, Copy)]
@@ -386,9 +385,6 @@ impl Fold {
         if accounts.is_empty() && orders.is_empty() && transfers.is_empty() {
             return Ok(found);
         }
-        // Neighbours are found sooner than what lies far apart.
-        orders.sort_by_cached_key(|index| prefix_of(self.orders.get_index(*index).unwrap().0));
-        transfers.sort_unstable();
         let names = accounts.iter().map(|index| &**self.accounts.get_index(*index).unwrap().0);
         let keys: Vec<_> = names.map(keys::balances).collect();
         let mut wanted: Vec<&[u8]> = keys.iter().map(|key| &**key).collect();
@@ -644,11 +640,12 @@ impl Fold {
 
     fn post<S: Shelf>(&mut self, entries: Entries, entry: &Entry, shelf: &S) -> Found<(), S> {
         for pair in entry {
+            let asset = Sought::new(pair.asset);
             let index = self.account_of(pair.debit, entries, shelf)?;
-            let row = self.changing(index).row(pair.asset);
+            let row = self.changing(index).row(asset);
             row.debits = row.debits.add(&pair.amount);
             let index = self.account_of(pair.credit, entries, shelf)?;
-            let row = self.changing(index).row(pair.asset);
+            let row = self.changing(index).row(asset);
             row.credits = row.credits.add(&pair.amount);
         }
         Ok(())
@@ -710,7 +707,7 @@ impl Fold {
         }
         order.set_held(hold);
         let asset = order.hold_asset().expect("a placed order holds an asset").to_owned();
-        let row = self.changing(entries.account).row(&asset);
+        let row = self.changing(entries.account).row(Sought::new(&asset));
         row.hold = row.hold.add(&change);
     }
 
@@ -822,11 +819,15 @@ impl Fold {
     // -- freezing and settling
 
     /// Returns what changed since the last freeze; `settle` has to come before the next.
-    pub fn freeze(&mut self) -> Frozen {
+    ///
+    /// What is not `whole` leaves out accounts, as far as there is room for them in memory.
+    pub fn freeze(&mut self, whole: bool) -> Frozen {
+        let with_accounts = whole || self.dirty_accounts.len() > self.cached_entries;
         let count = self.dirty_accounts.len() + self.dirty_orders.len() + self.loose.len();
         let mut changes = Vec::with_capacity(count);
         let mut data = Vec::with_capacity(count * 320);
-        for index in self.dirty_accounts.drain(..) {
+        let dirty_accounts = if with_accounts { &mut self.dirty_accounts } else { &mut Vec::new() };
+        for index in dirty_accounts.drain(..) {
             let (name, account) = self.accounts.get_index_mut(index).expect("dirty ones stay");
             account.dirty = false;
             let begin = data.len();

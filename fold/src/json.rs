@@ -8,7 +8,7 @@ pub struct Damaged;
 
 pub fn write_string(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
-    if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+    if is_plain(text) {
         out.extend_from_slice(text.as_bytes());
     } else {
         for byte in text.bytes() {
@@ -28,6 +28,12 @@ pub fn write_string(text: &str, out: &mut Vec<u8>) {
         }
     }
     out.push(b'"');
+}
+
+/// Returns whether a text is written as it is; it is looked at to its end, which is quicker.
+fn is_plain(text: &str) -> bool {
+    let plain = |byte: u8| (byte >= b' ') & (byte != b'"') & (byte != b'\\');
+    text.bytes().fold(true, |all, byte| all & plain(byte))
 }
 
 pub fn write_optional(text: Option<&str>, out: &mut Vec<u8>) {

@@ -38,12 +38,13 @@ extern "C" {
 /// After how many milliseconds mimalloc gives back pages that are free: a place in `mi_option_t`.
 const PURGE_DELAY: c_int = 15;
 
-/// Lets memory that is free go back to the system at once, for some time in the system. It is for
-/// processes that live long: what a flush frees is much, and the next is some time away.
+/// Lets memory that is free go back to the system after some milliseconds; -1: never.
+///
+/// It costs time in the system, there and when the memory is needed again.
 #[pyfunction]
-fn spare_memory() {
+fn give_back_memory_after(milliseconds: c_long) {
     // SAFETY: mimalloc reads its options atomically, at any time.
-    unsafe { mi_option_set(PURGE_DELAY, 0) }
+    unsafe { mi_option_set(PURGE_DELAY, milliseconds) }
 }
 
 /// The store of a partition: ours, or any that Python has.
@@ -196,10 +197,12 @@ impl Fold {
     }
 
     /// Returns what changed since the last freeze; it is to be settled before the next.
-    fn freeze(&mut self, py: Python<'_>) -> PyResult<Frozen> {
+    ///
+    /// What is not `whole` leaves out accounts, as far as there is room for them in memory.
+    fn freeze(&mut self, py: Python<'_>, whole: bool) -> PyResult<Frozen> {
         self.require_finished()?;
         let fold = &mut self.fold;
-        Ok(Frozen { frozen: py.detach(|| fold.freeze()) })
+        Ok(Frozen { frozen: py.detach(|| fold.freeze(whole)) })
     }
 
     /// Takes in what a freeze came to, which is in the store, and forgets what need not be kept.
@@ -611,7 +614,7 @@ fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(fill_entry, module)?)?;
     module.add_function(wrap_pyfunction!(transfer_entry, module)?)?;
     module.add_function(wrap_pyfunction!(notional, module)?)?;
-    module.add_function(wrap_pyfunction!(spare_memory, module)?)?;
+    module.add_function(wrap_pyfunction!(give_back_memory_after, module)?)?;
     module.add_function(wrap_pyfunction!(put_all, module)?)?;
     module.add_function(wrap_pyfunction!(row, module)?)?;
     module.add_function(wrap_pyfunction!(order_terms, module)?)?;

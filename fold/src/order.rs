@@ -3,6 +3,9 @@
 //! Everything is a function of the set of facts, so an early fill or cancel needs no special case. An
 //! order holds its first `INLINE` fills and amendments itself; later ones are entries of their own, so
 //! that an order with a million fills costs no more per fill than one with ten.
+//!
+//! A stored order is a list of twelve parts (`ledger/projections/orders.py` names them), of which those
+//! at the end that say nothing are left out: most orders are a fill or two, or are open and have none.
 
 use crate::amount::{Amount, ZERO};
 use crate::digest::Sum;
@@ -33,8 +36,7 @@ impl Execution {
     fn read(reader: &mut Reader) -> Result<Execution, Damaged> {
         reader.expect(b'[')?;
         let fill = optional_fact(reader)?;
-        reader.expect(b',')?;
-        let bust = optional_fact(reader)?;
+        let bust = if reader.take(b',') { optional_fact(reader)? } else { None };
         reader.expect(b']')?;
         Ok(Execution { fill, bust })
     }
@@ -42,8 +44,10 @@ impl Execution {
     pub fn write(&self, out: &mut Vec<u8>) {
         out.push(b'[');
         write_fact(self.fill.as_ref(), out);
-        out.push(b',');
-        write_fact(self.bust.as_ref(), out);
+        if self.bust.is_some() {
+            out.push(b',');
+            write_fact(self.bust.as_ref(), out);
+        }
         out.push(b']');
     }
 }
@@ -171,77 +175,61 @@ impl Order {
     pub fn decode(value: &[u8]) -> Result<Order, Damaged> {
         let mut order = Order::default();
         let mut reader = Reader::new(value);
-        let next = |reader: &mut Reader| reader.expect(b',');
         reader.expect(b'[')?;
-        order.placed = match optional_fact(&mut reader)? {
-            Some(fact) => Some(Box::new(Placed::decode(&fact)?)),
-            None => None,
-        };
-        next(&mut reader)?;
-        order.cancelled = optional_fact(&mut reader)?;
-        next(&mut reader)?;
-        order.rejected = optional_fact(&mut reader)?;
-        let mut terms = Terms::default();
-        for term in [&mut terms.quantity, &mut terms.limit_price, &mut terms.reserve] {
-            next(&mut reader)?;
-            *term = read_term(&mut reader)?;
-        }
-        order.terms = Some(Box::new(terms));
-        let mut sums = NO_SUMS;
-        for sum in [&mut sums.filled, &mut sums.used] {
-            next(&mut reader)?;
-            *sum = Amount::parse(&reader.string()?).ok_or(Damaged)?;
-        }
-        order.sums = Some(Box::new(sums));
-        next(&mut reader)?;
         reader.expect(b'{')?;
         while !reader.take(b'}') {
             let fill_id = reader.string()?.into();
             reader.expect(b':')?;
+            order.fills.reserve_exact(1);
             order.fills.push((fill_id, Execution::read(&mut reader)?));
             reader.take(b',');
         }
-        next(&mut reader)?;
-        reader.expect(b'{')?;
-        while !reader.take(b'}') {
-            let revision = reader.string()?.parse().map_err(|_| Damaged)?;
-            reader.expect(b':')?;
-            order.amendments.push((revision, reader.raw()?.into()));
-            reader.take(b',');
-        }
-        for count in [&mut order.more_fills, &mut order.more_amendments] {
-            next(&mut reader)?;
-            *count = u64::try_from(reader.integer()?).map_err(|_| Damaged)?;
+        let mut part = 1;
+        while reader.take(b',') {
+            order.read_part(part, &mut reader)?;
+            part += 1;
         }
         reader.expect(b']')?;
         reader.end()?;
-        order.set_held(order.hold());
+        if order.placed.is_some() {
+            order.set_held(order.hold());
+        }
         Ok(order)
     }
 
-    /// Writes the stored entry.
+    fn read_part(&mut self, part: usize, reader: &mut Reader) -> Result<(), Damaged> {
+        match part {
+            1 => {
+                if let Some(fact) = optional_fact(reader)? {
+                    self.placed = Some(Box::new(Placed::decode(&fact)?));
+                }
+            }
+            2 => self.sums().filled = Amount::parse(&reader.string()?).ok_or(Damaged)?,
+            3 => self.sums().used = Amount::parse(&reader.string()?).ok_or(Damaged)?,
+            4 => self.cancelled = optional_fact(reader)?,
+            5 => self.rejected = optional_fact(reader)?,
+            6 => self.terms().quantity = read_term(reader)?,
+            7 => self.terms().limit_price = read_term(reader)?,
+            8 => self.terms().reserve = read_term(reader)?,
+            9 => {
+                reader.expect(b'{')?;
+                while !reader.take(b'}') {
+                    let revision = reader.string()?.parse().map_err(|_| Damaged)?;
+                    reader.expect(b':')?;
+                    self.amendments.push((revision, reader.raw()?.into()));
+                    reader.take(b',');
+                }
+            }
+            10 => self.more_fills = u64::try_from(reader.integer()?).map_err(|_| Damaged)?,
+            11 => self.more_amendments = u64::try_from(reader.integer()?).map_err(|_| Damaged)?,
+            _ => return Err(Damaged),
+        }
+        Ok(())
+    }
+
+    /// Writes the stored entry: the fills, and the other parts up to the last that says anything.
     pub fn write(&self, out: &mut Vec<u8>) {
-        out.push(b'[');
-        write_fact(self.placed.as_ref().map(|placed| &placed.fact), out);
-        for closed in [&self.cancelled, &self.rejected] {
-            out.push(b',');
-            write_fact(closed.as_ref(), out);
-        }
-        let terms = self.terms.as_ref();
-        for term in [
-            terms.and_then(|terms| terms.quantity.as_ref()),
-            terms.and_then(|terms| terms.limit_price.as_ref()),
-            terms.and_then(|terms| terms.reserve.as_ref()),
-        ] {
-            out.push(b',');
-            write_term(term, out);
-        }
-        for sum in [self.filled(), self.used()] {
-            out.extend_from_slice(b",\"");
-            sum.write(out);
-            out.push(b'"');
-        }
-        out.extend_from_slice(b",{");
+        out.extend_from_slice(b"[{");
         for (place, (fill_id, execution)) in self.fills.iter().enumerate() {
             if place > 0 {
                 out.push(b',');
@@ -250,22 +238,76 @@ impl Order {
             out.push(b':');
             execution.write(out);
         }
-        out.extend_from_slice(b"},{");
-        for (place, (revision, amended)) in self.amendments.iter().enumerate() {
-            if place > 0 {
-                out.push(b',');
-            }
-            out.push(b'"');
-            write_integer(*revision, out);
-            out.extend_from_slice(b"\":");
-            out.extend_from_slice(amended);
-        }
         out.push(b'}');
-        for count in [self.more_fills, self.more_amendments] {
+        for part in 1..=self.last_part() {
             out.push(b',');
-            write_integer(count, out);
+            self.write_part(part, out);
         }
         out.push(b']');
+    }
+
+    fn last_part(&self) -> usize {
+        let [quantity, limit_price, reserve] = self.amended_terms();
+        let says = [
+            true,
+            self.placed.is_some(),
+            !self.filled().is_zero(),
+            !self.used().is_zero(),
+            self.cancelled.is_some(),
+            self.rejected.is_some(),
+            quantity.is_some(),
+            limit_price.is_some(),
+            reserve.is_some(),
+            !self.amendments.is_empty(),
+            self.more_fills > 0,
+            self.more_amendments > 0,
+        ];
+        says.iter().rposition(|says| *says).expect("the fills always count")
+    }
+
+    fn write_part(&self, part: usize, out: &mut Vec<u8>) {
+        let write_sum = |sum: &Amount, out: &mut Vec<u8>| {
+            out.push(b'"');
+            sum.write(out);
+            out.push(b'"');
+        };
+        match part {
+            1 => write_fact(self.placed.as_ref().map(|placed| &placed.fact), out),
+            2 => write_sum(self.filled(), out),
+            3 => write_sum(self.used(), out),
+            4 => write_fact(self.cancelled.as_ref(), out),
+            5 => write_fact(self.rejected.as_ref(), out),
+            6..=8 => write_term(self.amended_terms()[part - 6], out),
+            9 => {
+                out.push(b'{');
+                for (place, (revision, amended)) in self.amendments.iter().enumerate() {
+                    if place > 0 {
+                        out.push(b',');
+                    }
+                    out.push(b'"');
+                    write_integer(*revision, out);
+                    out.extend_from_slice(b"\":");
+                    out.extend_from_slice(amended);
+                }
+                out.push(b'}');
+            }
+            10 => write_integer(self.more_fills, out),
+            _ => write_integer(self.more_amendments, out),
+        }
+    }
+
+    /// Returns quantity, limit price and reserve as amendments named them.
+    fn amended_terms(&self) -> [Option<&Term>; 3] {
+        let terms = self.terms.as_ref();
+        [
+            terms.and_then(|terms| terms.quantity.as_ref()),
+            terms.and_then(|terms| terms.limit_price.as_ref()),
+            terms.and_then(|terms| terms.reserve.as_ref()),
+        ]
+    }
+
+    fn terms(&mut self) -> &mut Terms {
+        self.terms.get_or_insert_with(Box::default)
     }
 
     // -- terms
@@ -293,27 +335,27 @@ impl Order {
     /// Returns the base quantity ordered, or None where the order has only a reserve.
     pub fn term_quantity(&self) -> Option<&Amount> {
         let placed = self.placed.as_ref().and_then(|placed| placed.quantity.as_ref());
-        let term = self.terms.as_ref().and_then(|terms| terms.quantity.as_ref());
+        let [term, _, _] = self.amended_terms();
         term.map(|term| &term.amount).or(placed)
     }
 
     /// Returns the limit price in quote per base, or None.
     pub fn term_limit_price(&self) -> Option<&Amount> {
         let placed = self.placed.as_ref().and_then(|placed| placed.limit_price.as_ref());
-        let term = self.terms.as_ref().and_then(|terms| terms.limit_price.as_ref());
+        let [_, term, _] = self.amended_terms();
         term.map(|term| &term.amount).or(placed)
     }
 
     /// Returns the most that the order may use of its hold asset, or None.
     pub fn term_reserve(&self) -> Option<&Amount> {
         let placed = self.placed.as_ref().and_then(|placed| placed.reserve.as_ref());
-        let term = self.terms.as_ref().and_then(|terms| terms.reserve.as_ref());
+        let [_, _, term] = self.amended_terms();
         term.map(|term| &term.amount).or(placed)
     }
 
     /// Lets an amendment's terms count where no higher revision names them.
     pub fn amend(&mut self, revision: i64, terms: &event::Terms) {
-        let known = self.terms.get_or_insert_with(Box::default);
+        let known = self.terms();
         for (term, text) in [
             (&mut known.quantity, terms.quantity),
             (&mut known.limit_price, terms.limit_price),

@@ -1,48 +1,178 @@
 //! Entries in memory: the store of replays and tests, which the fold asks without Python.
 
-use crate::fold::{sorted_places, Shelf, Stored, StoredEntry, StoredKey};
-use indexmap::IndexMap;
+use crate::fold::{sorted_places, Shelf, Stored, StoredEntry};
+use hashbrown::hash_table::Entry as TableEntry;
+use hashbrown::HashTable;
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList};
 use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Entries, and their places in order of their keys as long as no key comes or goes.
+/// How much memory is asked for at a time, in bytes.
+const SEGMENT: usize = 1 << 20;
+
+/// Before an entry are the lengths of its key and its value.
+const HEAD: usize = 8;
+
+/// Where an entry is: its segment, and where in that it begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Place {
+    segment: u32,
+    begin: u32,
+}
+
+/// A place, and the hash of the key there, to find and to move it without looking.
+struct Slot {
+    hash: u32,
+    place: Place,
+}
+
+impl Slot {
+    /// Returns the hash as a table wants it: it looks at the first bits and at the last.
+    fn spread(hash: u32) -> u64 {
+        u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+}
+
+/// Entries one behind the other. `dead` bytes of them are of entries that are no more.
+#[derive(Default)]
+struct Segment {
+    bytes: Vec<u8>,
+    dead: usize,
+}
+
+impl Segment {
+    /// Returns key and value of the entry that begins somewhere.
+    fn entry(&self, begin: usize) -> (&[u8], &[u8]) {
+        let (head, rest) = self.bytes[begin..].split_at(HEAD);
+        let length = |at: usize| {
+            u32::from_le_bytes(head[at..at + 4].try_into().expect("four bytes")) as usize
+        };
+        let (key, rest) = rest.split_at(length(0));
+        (key, &rest[..length(4)])
+    }
+}
+
+fn size_of((key, value): (&[u8], &[u8])) -> usize {
+    HEAD + key.len() + value.len()
+}
+
+/// Returns a number that Kafka's limit of a record keeps small.
+fn small(number: usize) -> u32 {
+    u32::try_from(number).expect("entries are no larger than records")
+}
+
+/// Entries in memory that is only written to at its end, so that a million of them are not two
+/// million pieces. What was replaced stays until half of its segment is dead; then the rest of that
+/// is written again.
 #[derive(Default)]
 struct Part {
-    entries: IndexMap<StoredKey, Box<[u8]>, ahash::RandomState>,
-    sorted: Option<Arc<[usize]>>,
+    segments: Vec<Segment>,
+    current: usize,     // the segment that is written to
+    unused: Vec<usize>, // those that are empty
+    table: HashTable<Slot>,
+    hasher: ahash::RandomState,
+    sorted: Option<Arc<[Place]>>, // by key, as long as nothing changes
 }
 
 impl Part {
-    fn set(&mut self, key: &[u8], value: Option<&[u8]>) {
-        let count = self.entries.len();
-        match value {
-            Some(value) => {
-                self.entries.insert(key.into(), value.into());
-            }
-            None => {
-                self.entries.swap_remove(key);
-            }
-        }
-        if self.entries.len() != count {
-            self.sorted = None;
-        }
+    fn hash(&self, key: &[u8]) -> u32 {
+        self.hasher.hash_one(key) as u32
     }
 
-    fn entry(&self, place: usize) -> (&[u8], &[u8]) {
-        let (key, value) = self.entries.get_index(place).expect("a place of this map");
-        (key, value)
+    fn entry(&self, place: Place) -> (&[u8], &[u8]) {
+        self.segments[place.segment as usize].entry(place.begin as usize)
+    }
+
+    fn get(&self, key: &[u8]) -> Option<&[u8]> {
+        let hash = self.hash(key);
+        let is_it = |slot: &Slot| slot.hash == hash && self.entry(slot.place).0 == key;
+        let slot = self.table.find(Slot::spread(hash), is_it)?;
+        Some(self.entry(slot.place).1)
+    }
+
+    fn set(&mut self, key: &[u8], value: Option<&[u8]>) {
+        self.sorted = None;
+        let (hash, before) = (self.hash(key), self.current);
+        let new = value.map(|value| self.append(key, value));
+        let segments = &self.segments;
+        let is_it = |slot: &Slot| {
+            let Place { segment, begin } = slot.place;
+            slot.hash == hash && segments[segment as usize].entry(begin as usize).0 == key
+        };
+        let known = self.table.entry(Slot::spread(hash), is_it, |slot| Slot::spread(slot.hash));
+        let replaced = match (known, new) {
+            (TableEntry::Occupied(mut known), Some(place)) => {
+                Some(std::mem::replace(&mut known.get_mut().place, place))
+            }
+            (TableEntry::Occupied(known), None) => Some(known.remove().0.place),
+            (TableEntry::Vacant(free), Some(place)) => {
+                free.insert(Slot { hash, place });
+                None
+            }
+            (TableEntry::Vacant(_), None) => None,
+        };
+        if let Some(place) = replaced {
+            let size = size_of(self.entry(place));
+            let number = place.segment as usize;
+            self.segments[number].dead += size;
+            self.clear_if_mostly_dead(number);
+        }
+        self.clear_if_mostly_dead(before);
+    }
+
+    /// Writes an entry behind the last one.
+    fn append(&mut self, key: &[u8], value: &[u8]) -> Place {
+        let size = size_of((key, value));
+        let has_room = |segment: &Segment| segment.bytes.len() + size <= segment.bytes.capacity();
+        if !self.segments.get(self.current).is_some_and(has_room) {
+            self.current = self.unused.pop().unwrap_or_else(|| {
+                self.segments.push(Segment::default());
+                self.segments.len() - 1
+            });
+            self.segments[self.current].bytes.reserve_exact(SEGMENT.max(size));
+        }
+        let bytes = &mut self.segments[self.current].bytes;
+        let place = Place { segment: small(self.current), begin: small(bytes.len()) };
+        bytes.extend_from_slice(&small(key.len()).to_le_bytes());
+        bytes.extend_from_slice(&small(value.len()).to_le_bytes());
+        bytes.extend_from_slice(key);
+        bytes.extend_from_slice(value);
+        place
+    }
+
+    fn clear_if_mostly_dead(&mut self, number: usize) {
+        let Some(Segment { bytes, dead }) = self.segments.get(number) else { return };
+        if number == self.current || 2 * dead <= bytes.len() {
+            return;
+        }
+        let segment = std::mem::take(&mut self.segments[number]);
+        let mut begin = 0;
+        while begin < segment.bytes.len() {
+            let (key, value) = segment.entry(begin);
+            let old = Place { segment: small(number), begin: small(begin) };
+            begin += size_of((key, value));
+            let spread = Slot::spread(self.hash(key));
+            if self.table.find(spread, |slot| slot.place == old).is_none() {
+                continue;
+            }
+            let new = self.append(key, value);
+            let slot = self.table.find_mut(spread, |slot| slot.place == old);
+            slot.expect("it was just there").place = new;
+        }
+        self.unused.push(number); // and not before: what is moved must not come here
     }
 
     /// Returns the places of the entries whose key begins with `prefix`.
     fn with_prefix(&mut self, prefix: &[u8]) -> Places {
         let sorted = self.sorted.take().unwrap_or_else(|| {
-            sorted_places(self.entries.len(), |place| self.entry(place).0).into()
+            let places: Vec<Place> = self.table.iter().map(|slot| slot.place).collect();
+            let sorted = sorted_places(places.len(), |number| self.entry(places[number]).0);
+            sorted.into_iter().map(|number| places[number]).collect()
         });
         self.sorted = Some(sorted.clone());
         let begin = sorted.partition_point(|place| self.entry(*place).0 < prefix);
-        let begins = |place: &usize| self.entry(*place).0.starts_with(prefix);
+        let begins = |place: &Place| self.entry(*place).0.starts_with(prefix);
         let end = begin + sorted[begin..].partition_point(begins);
         Places { sorted, next: begin, end }
     }
@@ -51,7 +181,7 @@ impl Part {
 /// Places of entries in order of their keys, from `next` to before `end`.
 #[derive(Default)]
 struct Places {
-    sorted: Arc<[usize]>,
+    sorted: Arc<[Place]>,
     next: usize,
     end: usize,
 }
@@ -72,7 +202,7 @@ impl Entries {
     }
 
     fn get(&self, key: &[u8]) -> Option<&[u8]> {
-        self.0[part_of(key)].entries.get(key).map(|value| &**value)
+        self.0[part_of(key)].get(key)
     }
 
     /// Returns, for each part in order, the places of the entries whose key begins with `prefix`.
@@ -164,7 +294,7 @@ impl MemoryStore {
 
     /// Returns an iterator of the entries whose key begins with `prefix`, in order of their keys.
     ///
-    /// No key may come or go meanwhile.
+    /// Nothing may be written meanwhile.
     #[pyo3(name = "scan", signature = (prefix=None))]
     fn iterate(this: Py<MemoryStore>, prefix: Option<&[u8]>) -> Scan {
         let left = this.get().writing().with_prefix(prefix.unwrap_or_default());
@@ -206,7 +336,7 @@ impl Scan {
                 continue;
             }
             if !part.sorted.as_ref().is_some_and(|sorted| Arc::ptr_eq(sorted, &places.sorted)) {
-                return Err(PyRuntimeError::new_err("a key came or went during a scan"));
+                return Err(PyRuntimeError::new_err("something was written during a scan"));
             }
             let (key, value) = part.entry(places.sorted[places.next]);
             places.next += 1;

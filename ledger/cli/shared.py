@@ -11,6 +11,7 @@ import typer
 from ledger import console
 from ledger.errors import InputError, UnreachableError
 from ledger.kafka import Cluster
+from ledger.memory import live_shortly
 from ledger.positions import Watermarks
 from ledger.projections.partition import Counts, Origin, Watermark
 from ledger.rebuild import Rebuilder, Rebuilt, watermarks_json
@@ -40,6 +41,7 @@ def rebuilder_of(
     cluster: Cluster, origin: Origin, progress: Callable[[int], None] | None = None
 ) -> Rebuilder:
     """Return what rebuilds state from the cluster's topics; `progress` is told of offsets read."""
+    live_shortly()
     return Rebuilder(cluster, origin, warn=console.warn, progress=progress)
 
 

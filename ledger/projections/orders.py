@@ -24,18 +24,19 @@ Term = tuple[int, str]
 
 
 class _Stored(msgspec.Struct, array_like=True):
-    placed: Placed | None
-    cancelled: Closed | None
-    rejected: Closed | None
-    quantity: Term | None
-    limit_price: Term | None
-    reserve: Term | None
-    filled: str
-    used: str
+    # Parts at the end that have their defaults are left out.
     fills: dict[str, Execution]
-    amendments: dict[int, Amended]
-    more_fills: int
-    more_amendments: int
+    placed: Placed | None = None
+    filled: str = "0"
+    used: str = "0"
+    cancelled: Closed | None = None
+    rejected: Closed | None = None
+    quantity: Term | None = None
+    limit_price: Term | None = None
+    reserve: Term | None = None
+    amendments: dict[int, Amended] = {}
+    more_fills: int = 0
+    more_amendments: int = 0
 
 
 _decode = msgspec.json.Decoder(_Stored).decode

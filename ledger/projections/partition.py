@@ -419,10 +419,15 @@ class Partition:
 
     # -- freezing and settling
 
-    def freeze(self) -> Frozen:
-        """Return what changed since the last freeze; it must be settled before the next."""
+    def freeze(self, *, whole: bool = True) -> Frozen:
+        """Return what changed since the last freeze; it must be settled before the next.
+
+        Accounts change all the time. To hash and store them again and again is a waste where
+        nobody looks before the end: what is not `whole` leaves them in memory. Then what the store
+        has is no state before it has a whole freeze, so nothing may go on from it after a failure.
+        """
         assert self._frozen is None, "the last freeze is not settled"
-        changed = self._fold.freeze()
+        changed = self._fold.freeze(whole)
         rejected, self._rejected = self._rejected, []
         self.is_dirty = False
         frozen = Frozen(self.header(), rejected, changed)
