@@ -12,21 +12,31 @@ from typing import Final
 
 from ledger._fold import give_back_memory_after
 
-_M_ARENA_MAX: Final = -8  # of malloc.h
+_M_TRIM_THRESHOLD: Final = -1  # these are of malloc.h
+_M_MMAP_THRESHOLD: Final = -3
+_M_ARENA_MAX: Final = -8
 _PR_SET_THP_DISABLE: Final = 41  # of prctl.h
+
+_KEPT_BYTES: Final = 16 << 20
+_MAPPED_BYTES: Final = 8 << 20
+_FREE_MS: Final = 10
 
 
 def live_long() -> None:
     """Take no more memory, nor time to look after it, than the work of a server needs.
 
-    All threads allocate from one arena, because RocksDB's would keep apart what they have freed;
-    what the fold frees goes back at once: a flush frees much, and the next is some time away; and
-    Python does not look for garbage among what it imported.
+    All threads allocate from one arena, because RocksDB's would keep apart what they have freed.
+    What is large but needed again and again is not given back each time, nor what the fold frees
+    for some milliseconds; after a flush, that is much, and the next is some time away. And Python
+    does not look for garbage among what it imported.
     """
     _use_small_pages()
+    library = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-    give_back_memory_after(0)
+        library.mallopt(_M_ARENA_MAX, 1)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+    give_back_memory_after(_FREE_MS)
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
 
