@@ -26,6 +26,7 @@ from books import Books
 from common import PARTITIONS
 from workloads import fills
 
+from ledger.memory import live_shortly
 from ledger.partitioner import partition_of
 from ledger.projections.partition import Frozen, Origin, Partition
 from ledger.records import Block, _Blocks, packed
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=1_000_000, help="of all four partitions")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    live_shortly()  # as a replay does
     data = list(batches(options.events))
     count = sum(len(packed(_blocks(batch), offset).records) for offset, batch in data)
     took: dict[tuple[str, str], list[float]] = defaultdict(list)
