@@ -267,6 +267,28 @@ def test_the_running_digest_is_that_of_the_stored_entries(log: list[Placed]) -> 
         assert f"{total_of(entries):x}" == partitions[number].header().total
 
 
+@given(placed_logs(partitions=PARTITIONS), st.randoms(use_true_random=False))
+def test_accounts_may_stay_in_memory_until_the_end(log: list[Placed], rng: random.Random) -> None:
+    expected = fold(log)
+    stores = {number: MemoryStore() for number in range(PARTITIONS)}
+    partitions = {number: open_partition(number, store) for number, store in stores.items()}
+    for placed in log:
+        partition = partitions[placed.partition]
+        apply(partition, [placed])
+        if rng.random() < 0.5:
+            partition.freeze(whole=rng.random() < 0.3)
+            partition.settle()
+    for number, partition in partitions.items():
+        partition.freeze()
+        partition.settle()
+        assert partition.state_digest() == expected[number].state_digest()
+        again = open_partition(number, stores[number])
+        assert again.state_digest() == expected[number].state_digest()
+        assert list(again.balances()) == list(expected[number].balances())
+        entries = [(key, value) for key, value in stores[number].scan() if key != META_KEY]
+        assert f"{total_of(entries):x}" == again.header().total
+
+
 @given(placed_logs(partitions=PARTITIONS))
 def test_a_snapshot_restores_the_same_state(log: list[Placed]) -> None:
     half = len(log) // 2
