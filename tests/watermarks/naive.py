@@ -10,7 +10,7 @@ import hashlib
 import json
 import struct
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 from typing import Any, Final
@@ -183,25 +183,32 @@ def order_entries(account: str, order_id: str, facts: Facts) -> Iterator[tuple[s
         filled = sum((Decimal(fill["quantity"]) for fill in fills), Decimal(0))
         used = sum(map(_taken, fills), Decimal(0))
     names, revisions = list(executions), list(amendments)
-    yield (
-        f"{account}\0o{order_id}",
-        [
-            placed,
-            closed.get("order_cancelled"),
-            closed.get("order_rejected"),
-            *(terms.get(name) for name in _TERMS),
-            _plain(filled),
-            _plain(used),
-            {name: executions[name] for name in names[:_INLINE]},
-            {str(revision): amendments[revision] for revision in revisions[:_INLINE]},
-            len(names[_INLINE:]),
-            len(revisions[_INLINE:]),
-        ],
-    )
+    stored = {name: _without_last(executions[name], [None]) for name in names}
+    rest = [
+        placed,
+        _plain(filled),
+        _plain(used),
+        closed.get("order_cancelled"),
+        closed.get("order_rejected"),
+        *(terms.get(name) for name in _TERMS),
+        {str(revision): amendments[revision] for revision in revisions[:_INLINE]},
+        len(names[_INLINE:]),
+        len(revisions[_INLINE:]),
+    ]
+    fills_held = {name: stored[name] for name in names[:_INLINE]}
+    yield f"{account}\0o{order_id}", [fills_held, *_without_last(rest, [None, "0", {}, 0])]
     for name in names[_INLINE:]:
-        yield f"{account}\0f{order_id}\0{name}", executions[name]
+        yield f"{account}\0f{order_id}\0{name}", stored[name]
     for revision in revisions[_INLINE:]:
         yield f"{account}\0a{order_id}\0{revision:020d}", amendments[revision]
+
+
+def _without_last(parts: Sequence[object], saying_nothing: Sequence[object]) -> list[object]:
+    """Return the parts but for those at the end that say nothing."""
+    left = list(parts)
+    while left and left[-1] in saying_nothing:
+        left.pop()
+    return left
 
 
 def _told(fields: Fields, names: Iterable[str]) -> list[object]:
