@@ -822,12 +822,14 @@ impl Fold {
     ///
     /// What is not `whole` leaves out accounts, as far as there is room for them in memory.
     pub fn freeze(&mut self, whole: bool) -> Frozen {
-        let with_accounts = whole || self.dirty_accounts.len() > self.cached_entries;
-        let count = self.dirty_accounts.len() + self.dirty_orders.len() + self.loose.len();
+        let mut dirty_accounts = Vec::new();
+        if whole || self.dirty_accounts.len() > self.cached_entries {
+            dirty_accounts = std::mem::take(&mut self.dirty_accounts);
+        }
+        let count = dirty_accounts.len() + self.dirty_orders.len() + self.loose.len();
         let mut changes = Vec::with_capacity(count);
         let mut data = Vec::with_capacity(count * 320);
-        let dirty_accounts = if with_accounts { &mut self.dirty_accounts } else { &mut Vec::new() };
-        for index in dirty_accounts.drain(..) {
+        for index in dirty_accounts {
             let (name, account) = self.accounts.get_index_mut(index).expect("dirty ones stay");
             account.dirty = false;
             let begin = data.len();

@@ -32,6 +32,15 @@ impl Slot {
     fn spread(hash: u32) -> u64 {
         u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
+
+    fn is_of(&self, segments: &[Segment], hash: u32, key: &[u8]) -> bool {
+        self.hash == hash && entry_at(segments, self.place).0 == key
+    }
+}
+
+/// Returns key and value of the entry at a place.
+fn entry_at(segments: &[Segment], place: Place) -> (&[u8], &[u8]) {
+    segments[place.segment as usize].entry(place.begin as usize)
 }
 
 /// Entries one behind the other. `dead` bytes of them are of entries that are no more.
@@ -81,12 +90,12 @@ impl Part {
     }
 
     fn entry(&self, place: Place) -> (&[u8], &[u8]) {
-        self.segments[place.segment as usize].entry(place.begin as usize)
+        entry_at(&self.segments, place)
     }
 
     fn get(&self, key: &[u8]) -> Option<&[u8]> {
         let hash = self.hash(key);
-        let is_it = |slot: &Slot| slot.hash == hash && self.entry(slot.place).0 == key;
+        let is_it = |slot: &Slot| slot.is_of(&self.segments, hash, key);
         let slot = self.table.find(Slot::spread(hash), is_it)?;
         Some(self.entry(slot.place).1)
     }
@@ -95,11 +104,7 @@ impl Part {
         self.sorted = None;
         let (hash, before) = (self.hash(key), self.current);
         let new = value.map(|value| self.append(key, value));
-        let segments = &self.segments;
-        let is_it = |slot: &Slot| {
-            let Place { segment, begin } = slot.place;
-            slot.hash == hash && segments[segment as usize].entry(begin as usize).0 == key
-        };
+        let is_it = |slot: &Slot| slot.is_of(&self.segments, hash, key);
         let known = self.table.entry(Slot::spread(hash), is_it, |slot| Slot::spread(slot.hash));
         let replaced = match (known, new) {
             (TableEntry::Occupied(mut known), Some(place)) => {

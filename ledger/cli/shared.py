@@ -41,7 +41,7 @@ def rebuilder_of(
     cluster: Cluster, origin: Origin, progress: Callable[[int], None] | None = None
 ) -> Rebuilder:
     """Return what rebuilds state from the cluster's topics; `progress` is told of offsets read."""
-    live_shortly()
+    live_shortly()  # and not at every start: servers that a command starts would inherit it
     return Rebuilder(cluster, origin, warn=console.warn, progress=progress)
 
 
