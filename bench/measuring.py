@@ -250,7 +250,7 @@ def fold(
     took |= {
         "processes": workers,
         "ready_s": round(started - began, 3),
-        "state_mib": size_mib(cluster.settings.state_dir / cluster.settings.topic("worker")),
+        "state_mib": size_mib(cluster.settings.worker_dir),
     }
     return Folded(rate(events, finished - started) | took, marks)
 

@@ -8,7 +8,7 @@ import time
 
 from ledger.agents.worker import LedgerApp, create_app
 from ledger.memory import live_long
-from ledger.rocks import allow_open_files
+from ledger.rocks import allow_open_files, stored_bytes
 from ledger.settings import Settings, load_settings
 from ledger.stack import kafka_endpoint
 from ledger.supervisor import LOG_FORMAT, stop_without_parent
@@ -48,7 +48,7 @@ def run_worker(settings: Settings, log_level: str = "info", *, parent: int | Non
     """
     import uvloop
 
-    live_long()
+    live_long(stored_bytes(settings.worker_dir))
     allow_open_files()
     if parent is not None:
         stop_without_parent(parent)

@@ -142,7 +142,7 @@ class Recovery:
 
     def _states(self) -> Iterator[Contradiction]:
         settings = self._cluster.settings
-        for path, header in stored_headers(settings.state_dir / settings.topic("worker")):
+        for path, header in stored_headers(settings.worker_dir):
             if header.origin != self._origin or header.rules_version != RULES_VERSION:
                 continue  # a worker that opens it rebuilds it
             what = f"the state in {path}"

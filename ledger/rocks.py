@@ -6,13 +6,16 @@ after an earlier batch, and what came later is folded again: at most what memory
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import resource
 import shutil
+import threading
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import rocksdict
 
@@ -28,23 +31,55 @@ _SIGNS_OF_USE = ("lock hold by current process", "/LOCK: Resource temporarily un
 _REBUILT = "It has to be rebuilt from a snapshot or the topics."
 
 _CACHE_BYTES = 4 << 20
-_BLOCK_BYTES = 2 << 10
-_WRITE_BUFFERS_BYTES = 18 << 20
-_WRITE_BUFFER_BYTES = 6 << 20
+_BLOCK_BYTES = 1000
+_KEYS_OF_INDEX = 8
+_BUFFERS = 3
+_BUFFER_BYTES = 6 << 20
+_LARGE_BUFFER_BYTES = 32 << 20
+_STATE_OF_BUFFERS = 8
 _READ_AHEAD_BYTES = 256 << 10
 _RUNS = 16
 _OPEN_FILES = 1_000
 
 # Shared by all stores of a process. (RocksDB's default cache alone is 32 MiB a database.)
 _CACHE = rocksdict.Cache(_CACHE_BYTES)
-_WRITE_BUFFERS = rocksdict.WriteBufferManager(_WRITE_BUFFERS_BYTES, False)
 
 
-def _options() -> Any:
+class _Buffers:
+    """Memory for what was written and is not in files yet, shared by all stores of a process.
+
+    It is an eighth of what the files have, within bounds: the larger a state, the more it costs to
+    write many small files, to merge them, and to look through them for a key.
+    """
+
+    def __init__(self) -> None:
+        self._files: WeakKeyDictionary[RocksStore, int] = WeakKeyDictionary()  # bytes in files
+        self._lock = threading.Lock()
+        self.manager = rocksdict.WriteBufferManager(_BUFFERS * _BUFFER_BYTES, False)
+
+    def of(self, store: RocksStore, files: int) -> int:
+        """Take note of how much a store has in files; return what one buffer of it may have."""
+        with self._lock:
+            self._files[store] = files
+            wanted = sum(self._files.values()) // _STATE_OF_BUFFERS // _BUFFERS
+            allowed = min(max(wanted, _BUFFER_BYTES), _LARGE_BUFFER_BYTES)
+            self.manager.set_buffer_size(_BUFFERS * allowed)
+            return allowed
+
+    def forget(self, store: RocksStore) -> None:
+        """Forget a store that is closed."""
+        with self._lock:
+            self._files.pop(store, None)
+
+
+_WRITE_BUFFERS = _Buffers()
+
+
+def _options(buffer_bytes: int) -> Any:
     options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(True)
-    options.set_write_buffer_size(_WRITE_BUFFER_BYTES)
-    options.set_write_buffer_manager(_WRITE_BUFFERS)
+    options.set_write_buffer_size(buffer_bytes)
+    options.set_write_buffer_manager(_WRITE_BUFFERS.manager)
     options.set_max_write_buffer_number(3)
     # Few entries change again soon, and those all over the keys: what is large is seldom rewritten.
     options.set_compaction_style(rocksdict.DBCompactionStyle.universal())
@@ -54,7 +89,7 @@ def _options() -> Any:
     options.set_compaction_readahead_size(_READ_AHEAD_BYTES)
     # Most look-ups are for keys that are not there: filters spare the search, also in memory.
     options.set_memtable_whole_key_filtering(True)
-    options.set_memtable_prefix_bloom_ratio(0.1)
+    options.set_memtable_prefix_bloom_ratio(0.015)  # some 20 bits a key
     # A file that is opened anew for a look-up costs ten of them.
     options.set_max_open_files(_OPEN_FILES)
     options.set_keep_log_file_num(2)
@@ -62,6 +97,7 @@ def _options() -> Any:
     table = rocksdict.BlockBasedOptions()
     table.set_block_cache(_CACHE)
     table.set_block_size(_BLOCK_BYTES)
+    table.set_index_block_restart_interval(_KEYS_OF_INDEX)
     table.set_bloom_filter(10, False)
     options.set_block_based_table_factory(table)
     return options
@@ -73,6 +109,15 @@ def _reading() -> Any:
     options = rocksdict.ReadOptions()
     options.fill_cache(False)  # type: ignore[call-arg]  # the stubs lack its argument
     return options
+
+
+def stored_bytes(directory: Path) -> int:
+    """Return how much is in the files of the stores in a directory, and in those below it."""
+    found = 0
+    for file in directory.rglob("*.sst"):
+        with contextlib.suppress(FileNotFoundError):  # compacted away meanwhile
+            found += file.stat().st_size
+    return found
 
 
 def allow_open_files() -> None:
@@ -104,9 +149,10 @@ class RocksStore:
             raise DamagedState(f"The state in {directory} was found damaged. {_REBUILT}")
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            self._buffer_bytes = _WRITE_BUFFERS.of(self, stored_bytes(directory))
+            options = _options(self._buffer_bytes)
             # Without the latter, a database that is there already is opened with defaults.
-            families = {"default": _options()}
-            self._db: Any = rocksdict.Rdict(str(directory), _options(), families)
+            self._db: Any = rocksdict.Rdict(str(directory), options, {"default": options})
             self._db.set_read_options(_reading())
         except Exception as error:  # rocksdict raises plain exceptions of its own making
             if any(sign in str(error) for sign in _SIGNS_OF_USE):
@@ -123,6 +169,15 @@ class RocksStore:
             f"The state in {self.directory} cannot be used ({error}). Mend that, for example free "
             "some space, and start again: it goes on where it stopped."
         )
+
+    def _fit_buffer(self) -> None:
+        """Let the next buffer be as large as suits what is in files by now."""
+        files = self._db.property_int_value("rocksdb.total-sst-files-size") or 0
+        allowed = _WRITE_BUFFERS.of(self, files)
+        # RocksDB writes a file of its options each time.
+        if abs(allowed - self._buffer_bytes) > self._buffer_bytes // 4:
+            self._db.set_options({"write_buffer_size": str(allowed)})
+            self._buffer_bytes = allowed
 
     def mark_damaged(self) -> None:
         """Note in the directory that the store is damaged, so that no one opens it again.
@@ -191,6 +246,7 @@ class RocksStore:
         put_all(changes.items(), batch.put, batch.delete)
         try:
             self._db.write(batch, self._writing)
+            self._fit_buffer()
         except Exception as error:
             raise self._trouble(error) from error
 
@@ -212,6 +268,7 @@ class RocksStore:
         """
         database, self._db = self._db, None
         if database is not None:
+            _WRITE_BUFFERS.forget(self)
             try:
                 database.close()
             except Exception as error:  # noqa: BLE001 - what is not on disk is folded again

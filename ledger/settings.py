@@ -130,6 +130,11 @@ class Settings(BaseSettings):
         """Where snapshots are kept: a directory, or the URL of a bucket."""
         return self.snapshots if self.snapshots is not None else self.state_dir / "snapshots"
 
+    @property
+    def worker_dir(self) -> Path:
+        """Where workers that share the state directory have their places."""
+        return self.state_dir / self.topic("worker")
+
     def topic(self, name: str) -> str:
         """Return the topic's name on the broker."""
         return self.topic_prefix + name

@@ -370,10 +370,9 @@ def test_records_that_retention_removed_are_missed_where_nothing_stands_for_them
     assert ran.returncode == 2
     assert "are gone (earliest offset is" in ran.stderr
     # Nor do states that other rules made.
-    name = settings.topic("worker")
-    shutil.copytree(settings.state_dir / name, bare.state_dir / name, dirs_exist_ok=True)
+    shutil.copytree(settings.worker_dir, bare.worker_dir, dirs_exist_ok=True)
     assert command(bare, "ledger", "recover", "--yes").returncode == 0
-    for path, header in stored_headers(bare.state_dir / name):
+    for path, header in stored_headers(bare.worker_dir):
         header.rules_version += 1
         store = RocksStore(path)
         store.write({META_KEY: msgspec.json.encode(header)})

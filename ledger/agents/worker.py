@@ -89,7 +89,7 @@ class LedgerApp(ChunkedApp):
     async def on_first_start(self) -> None:
         """Prepare topics and the place on disk before Faust subscribes."""
         try:
-            self._place = take_place(self.settings.state_dir / self.settings.topic("worker"))
+            self._place = take_place(self.settings.worker_dir)
             await super().on_first_start()
             await self._in_executor(require_topics, self.cluster)
             await self._in_executor(self.cluster.ensure_topics)
