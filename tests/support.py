@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -159,5 +160,5 @@ def singly(records: Iterable[Outgoing | Rows]) -> Iterator[Outgoing]:
         if isinstance(record, Outgoing):
             yield record
         else:
-            for message in record.messages:
+            for message in chain.from_iterable(record.lists()):
                 yield Outgoing(record.topic, record.partition, message["key"], message["value"])

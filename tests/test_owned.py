@@ -484,5 +484,5 @@ def test_a_row_that_is_too_large_for_the_producer_stops_it() -> None:
     )
     messages = [{"key": b"alice", "value": b"x" * 2000}, {"key": b"bob", "value": b"x"}]
     with pytest.raises(KafkaException) as raised:
-        publisher._produce_all([Rows("balances", 0, messages)])
+        publisher._produce_all([Rows("balances", 0, lambda: [messages])])
     assert raised.value.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE

@@ -208,10 +208,14 @@ impl Frozen {
     ///
     /// A store on disk takes neighbours sooner than what lies far apart.
     pub fn entry(&self, place: usize) -> Option<(&[u8], Option<&[u8]>)> {
-        let sorted = self.sorted.get_or_init(|| {
+        self.sort().get(place).map(|place| self.entry_of(&self.changes[*place]))
+    }
+
+    /// Sorts the changes by their keys, unless that is done.
+    pub fn sort(&self) -> &[usize] {
+        self.sorted.get_or_init(|| {
             sorted_places(self.changes.len(), |place| self.entry_of(&self.changes[place]).0)
-        });
-        sorted.get(place).map(|place| self.entry_of(&self.changes[*place]))
+        })
     }
 
     fn entry_of(&self, change: &Change) -> (&[u8], Option<&[u8]>) {
@@ -224,10 +228,11 @@ impl Frozen {
         self.changes.iter().map(|change| self.entry_of(change))
     }
 
-    /// Returns the names of the accounts that changed, and the stored entry if there is one.
-    pub fn accounts(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
-        let accounts = self.changes.iter().filter(|change| matches!(change.slot, Slot::Account(_)));
-        accounts.filter_map(|change| {
+    /// Returns the names of the accounts that changed, from the one at a place on, and the stored
+    /// entry if there is one.
+    pub fn accounts(&self, from: usize) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
+        let changes = self.changes[from..].iter(); // which begin with the accounts
+        changes.map_while(|change| {
             let (key, value) = self.entry_of(change);
             Some((keys::account(key)?, value))
         })
@@ -826,6 +831,7 @@ impl Fold {
         if whole || self.dirty_accounts.len() > self.cached_entries {
             dirty_accounts = std::mem::take(&mut self.dirty_accounts);
         }
+        let are_kept = self.accounts.len() <= self.cached_entries; // else all are let go of
         let count = dirty_accounts.len() + self.dirty_orders.len() + self.loose.len();
         let mut changes = Vec::with_capacity(count);
         let mut data = Vec::with_capacity(count * 320);
@@ -837,7 +843,7 @@ impl Fold {
             let key = data.len() - begin;
             let value = account.write(&mut data).then(|| data.len() - begin - key);
             let (element, slot) = (account.element.take(), Slot::Account(index));
-            changes.push(Change { begin, key, value, element, slot, is_kept: true });
+            changes.push(Change { begin, key, value, element, slot, is_kept: are_kept });
         }
         for index in self.dirty_orders.drain(..) {
             let (key, order) = self.orders.get_index_mut(index).expect("dirty ones stay");
@@ -915,11 +921,12 @@ impl Fold {
 
 /// Returns so many places in order of their keys.
 pub fn sorted_places<'a>(count: usize, key: impl Fn(usize) -> &'a [u8]) -> Vec<usize> {
-    let mut places: Vec<usize> = (0..count).collect();
-    // Most are in order by how their keys begin; what is left to the second sort is little.
-    places.sort_by_cached_key(|place| prefix_of(key(*place)));
-    places.sort_by(|one, other| key(*one).cmp(key(*other)));
-    places
+    // Where keys begin tells most of them apart, without a look at where they are.
+    let mut places: Vec<_> = (0..count).map(|place| (prefix_of(key(place)), place)).collect();
+    places.sort_unstable_by(|(prefix, place), (other_prefix, other)| {
+        prefix.cmp(other_prefix).then_with(|| key(*place).cmp(key(*other)))
+    });
+    places.into_iter().map(|(_, place)| place).collect()
 }
 
 /// Returns how a key begins, as a number that sorts as the key does: quicker to compare.

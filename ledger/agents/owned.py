@@ -487,7 +487,7 @@ class OwnedPartition:
                 records.append(_letters_row(topic(BALANCES), self.number, letters))
             return records
         name = topic(BALANCES)
-        records.append(Rows(name, self.number, frozen.rows()))
+        records.append(Rows(name, self.number, frozen.rows))
         if self._everything or self._owed or self._gone:
             records += self._overdue(frozen, name)
         mark = Mark(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Self
 
 import msgspec
@@ -54,11 +54,11 @@ class Outgoing(msgspec.Struct, frozen=True, gc=False):
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
-    """Records of one partition, `key` and `value` each, as librdkafka takes many at a time."""
+    """Records of one partition; `lists` makes them, `key` and `value` each, some at a time."""
 
     topic: str
     partition: int
-    messages: list[dict[str, Any]]
+    lists: Callable[[], Iterable[list[dict[str, Any]]]]
 
 
 _REFUSALS: Final = frozenset(
@@ -90,7 +90,7 @@ class Publisher:
                 "message.max.bytes": LARGEST_RECORD_BYTES,
                 "delivery.report.only.error": True,
                 "on_delivery": self._not_delivered,
-                "linger.ms": 0,
+                "linger.ms": 100,
                 "queue.buffering.max.messages": 1_000_000,
             }
         )
@@ -176,16 +176,19 @@ class Publisher:
             if isinstance(record, Outgoing):
                 self._produce(record)
                 continue
-            self._producer.produce_batch(
-                record.topic,
-                record.messages,
-                partition=record.partition,
-                on_delivery=self._not_delivered,
-            )
-            for message in record.messages:
-                if message.pop("_error", None):  # no room for it, or worse: alone it says which
-                    key, value = message["key"], message["value"]
-                    self._produce(Outgoing(record.topic, record.partition, key, value))
+            for messages in record.lists():
+                self._produce_list(record, messages)
+
+    def _produce_list(self, rows: Rows, messages: list[dict[str, Any]]) -> None:
+        taken = self._producer.produce_batch(
+            rows.topic, messages, partition=rows.partition, on_delivery=self._not_delivered
+        )
+        if taken == len(messages):
+            return
+        for message in messages:
+            if message.pop("_error", None):  # no room for it, or worse: alone it says which
+                key, value = message["key"], message["value"]
+                self._produce(Outgoing(rows.topic, rows.partition, key, value))
 
     def _produce(self, record: Outgoing) -> None:
         while True:

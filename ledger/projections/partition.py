@@ -197,8 +197,11 @@ class Frozen:
     def _encoded_header(self) -> bytes:
         return _encode(msgspec.structs.replace(self._header, total=f"{self.total:x}"))
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return what is published of the accounts that changed: `key` and `value` each."""
+    def rows(self) -> Iterator[list[dict[str, Any]]]:
+        """Yield what is published of the accounts that changed, `key` and `value` each, in lists.
+
+        To have all of them at once would be a megabyte for a thousand.
+        """
         return self._frozen.rows(_encode(self.watermark))
 
     def changed_accounts(self) -> set[str]:
