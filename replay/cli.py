@@ -137,13 +137,13 @@ def replay(
         verification = None
         if published is not None:
             verification = compare(published, result.partitions, topics.origin, ends)
-        differing = None if actual is None else list(differences(actual, result))
+        differing = None if actual is None else list(differences(actual, result, shown))
         if as_json:
             console.print_json(document(result, shown, verification, what_if, differing))
         else:
             show(result, shown, verification)
             if what_if is not None and differing is not None:
-                show_what_if(what_if, differing, shown)
+                show_what_if(what_if, differing)
         if out is not None:
             _export(out, form or "parquet", journal, result, shown, job, what_if)
         if plot is not None and account:

@@ -32,14 +32,10 @@ def document(
         shown: which rows of balances and changes.
         verification: with `--verify`, what it found.
         what_if: the rules of a what-if.
-        differences: with it, how it ends otherwise than what really was.
+        differences: with it, how what is shown ends otherwise than what really was.
     """
     result: dict[str, Any] = {
-        "balances": [
-            total.as_json(account, asset)
-            for account, asset, total in replay.rows()
-            if (account, asset) in shown
-        ],
+        "balances": [total.as_json(account, asset) for account, asset, total in replay.rows(shown)],
         "watermarks": watermarks_json(replay.watermarks),
         **_proofs(replay),
         "from": watermarks_json(replay.start),
@@ -48,7 +44,7 @@ def document(
         "records_replayed": _per_topic(replay, lambda part: part.records_replayed),
         "seconds": round(replay.seconds, 3),
         "rate": round(replay.rate, 1),
-        "changed": _changes(replay.changes(), shown),
+        "changed": [_change(change) for change in replay.changes(shown)],
     }
     if verification is not None:
         result["verify"] = verification.as_json()
@@ -56,22 +52,21 @@ def document(
         result["what_if"] = {
             "rules": what_if.describe(),
             "matched": dict(what_if.matched),
-            "differences": _changes(differences or (), shown),
+            "differences": [_change(change) for change in differences or ()],
         }
     return result
 
 
 def diff_document(replay: Replay, shown: Shown) -> dict[str, Any]:
     """Return what `replay diff --json` prints: each change with the records behind it."""
-    changed = []
-    for change in replay.changes():
-        if (change.account, change.asset) in shown:
-            changed.append({**_change(change), **_causes(replay, change, shown)})
     return {
         "from": watermarks_json(replay.start),
         "to": watermarks_json(replay.watermarks),
         "records_replayed": _per_topic(replay, lambda part: part.records_replayed),
-        "changed": changed,
+        "changed": [
+            {**_change(change), **_causes(replay, change, shown)}
+            for change in replay.changes(shown)
+        ],
     }
 
 
@@ -140,10 +135,6 @@ def _proofs(replay: Replay) -> dict[str, Any]:
         "conservation": {asset: plain(rest) for asset, rest in replay.conservation.items()},
         "base": {str(n): part.base for n, part in replay.partitions.items()},
     }
-
-
-def _changes(changes: Iterable[Change], shown: Shown) -> list[dict[str, Any]]:
-    return [_change(change) for change in changes if (change.account, change.asset) in shown]
 
 
 def _log_digests(replay: Replay) -> dict[str, dict[str, str]] | None:

@@ -40,7 +40,7 @@ from ledger.positions import Watermarks
 from ledger.projections.partition import Partition
 from ledger.published import Total
 from ledger.statement import Entry, entries_of
-from replay.results import Shown
+from replay.results import ALL, Shown
 
 Form = Literal["parquet", "csv", "jsonl"]
 Row = tuple[Any, ...]
@@ -50,8 +50,6 @@ BALANCES: Final = "balances"
 ORDERS: Final = "orders"
 JOURNAL: Final = "journal"
 MANIFEST: Final = "manifest.json"
-
-ALL: Final = Shown()
 
 
 @cache

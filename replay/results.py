@@ -11,9 +11,10 @@ from heapq import merge
 from itertools import groupby
 from operator import itemgetter
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
-from ledger.amounts import ZERO, add, subtract
+from ledger._fold import BalanceSums
+from ledger.amounts import ZERO, subtract
 from ledger.digests import ledger_digest
 from ledger.events import INPUT_TOPICS
 from ledger.journal import is_system
@@ -129,6 +130,9 @@ class Shown:
         )
 
 
+ALL: Final = Shown()
+
+
 @dataclass(frozen=True)
 class Replay:
     """The replay of the whole ledger, and how long its reading and applying took; close it."""
@@ -171,10 +175,11 @@ class Replay:
     @cached_property
     def conservation(self) -> dict[str, Decimal]:
         """Per asset, credits less debits over all accounts: 0 where the books balance."""
-        sums: dict[str, Decimal] = {}
-        for _, asset, total in self.rows():
-            sums[asset] = add(sums.get(asset, ZERO), total.balance)
-        return dict(sorted(sums.items()))
+        sums = BalanceSums()
+        for part in self.partitions.values():
+            for _, entry in part.after.balance_entries():
+                sums.add(entry)
+        return {asset: Decimal(rest) for asset, rest in sums.sums()}
 
     @property
     def is_balanced(self) -> bool:
@@ -196,25 +201,37 @@ class Replay:
         """Records read per second."""
         return self.records_read / self.seconds if self.seconds > 0 else 0.0
 
-    def rows(self) -> Iterator[tuple[str, str, Total]]:
+    def rows(self, shown: Shown = ALL) -> Iterator[tuple[str, str, Total]]:
         """Yield account, asset and totals at the end, in order; system accounts are added up."""
+        for found in self._totals(shown):
+            for (account, asset), total in found.items():
+                if (account, asset) in shown:
+                    yield account, asset, total
+
+    def _totals(self, shown: Shown) -> Iterator[Totals]:
+        """Yield the totals of each account, in order; those that are named are looked up."""
+        if shown.accounts:
+            for account in sorted(set(shown.accounts)):
+                yield totals_of(account, (part.after for part in self.parts_of(account)))
+            return
         found = merge(
             *(part.after.balances() for part in self.partitions.values()), key=itemgetter(0)
         )
         for _, group in groupby(found, key=itemgetter(0)):
-            for (account, asset), total in totals(group).items():
-                yield account, asset, total
+            yield totals(group)
 
-    def changes(self) -> Iterator[Change]:
+    def changes(self, shown: Shown = ALL) -> Iterator[Change]:
         """Yield what the replayed records changed, in order of account and asset."""
-        found = merge(*(part.changed() for part in self.partitions.values()))
+        found: Iterable[str] = sorted(set(shown.accounts)) or merge(
+            *(part.changed() for part in self.partitions.values())
+        )
         for account, _ in groupby(found):
             parts = self.parts_of(account)
             old = totals_of(account, (part.before for part in parts))
             new = totals_of(account, (part.after for part in parts))
             for key in sorted(old.keys() | new.keys()):
                 change = Change(*key, old.get(key, NOTHING), new.get(key, NOTHING))
-                if change.before != change.after:
+                if key in shown and change.before != change.after:
                     yield change
 
     def parts_of(self, account: str) -> list[PartitionReplay]:
@@ -230,11 +247,11 @@ def totals_of(account: str, states: Iterable[Partition]) -> Totals:
     return totals(row for state in states for row in state.balances_of([account]))
 
 
-def differences(actual: Replay, other: Replay) -> Iterator[Change]:
+def differences(actual: Replay, other: Replay, shown: Shown = ALL) -> Iterator[Change]:
     """Yield where two replays end otherwise, in order; `before` is of the actual one."""
     found = merge(
-        ((row[:2], 0, row[2]) for row in actual.rows()),
-        ((row[:2], 1, row[2]) for row in other.rows()),
+        ((row[:2], 0, row[2]) for row in actual.rows(shown)),
+        ((row[:2], 1, row[2]) for row in other.rows(shown)),
         key=itemgetter(0, 1),
     )
     for (account, asset), group in groupby(found, key=itemgetter(0)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from replay.verify import Verification
 from replay.whatif import WhatIf
 
 ROWS: Final = 20
-"""Rows of a table before the rest is only counted."""
+"""Rows of a table; of the others it is only said that there are some: they can be millions."""
 
 _DIGEST_CHARACTERS: Final = 12
 _MORE: Final = "--json shows all."
@@ -91,16 +91,17 @@ _CHANGE_COLUMNS: Final = ("account", "asset", "balance", "change", "hold", "chan
 
 
 def _changes(replay: Replay, shown: Shown) -> None:
-    changes = [c for c in replay.changes() if (c.account, c.asset) in shown]
-    if not changes:
+    changes = replay.changes(shown)
+    first = next(changes, None)
+    if first is None:
         where = " shown here" if shown.accounts or shown.assets else ""
         out.print(f"The replayed records changed no balance and no hold{where}.")
         return
-    _print_changes("What the replayed records changed", changes)
+    _print_changes("What the replayed records changed", chain([first], changes))
 
 
-def _print_changes(title: str, changes: Sequence[Change]) -> None:
-    rows = [
+def _print_changes(title: str, changes: Iterable[Change]) -> None:
+    rows = (
         [
             change.account,
             change.asset,
@@ -110,16 +111,15 @@ def _print_changes(title: str, changes: Sequence[Change]) -> None:
             _signed(plain(change.hold)),
         ]
         for change in changes
-    ]
+    )
     _print_first(title, _CHANGE_COLUMNS, rows, right=_CHANGE_COLUMNS[2:])
 
 
-def show_what_if(what_if: WhatIf, differences: Iterable[Change], shown: Shown) -> None:
+def show_what_if(what_if: WhatIf, differences: Sequence[Change]) -> None:
     """Print which rules held, and what would be otherwise by them."""
     print_table("What if", ["rule", "records"], what_if.matched.items(), right=["records"])
-    differing = [c for c in differences if (c.account, c.asset) in shown]
-    if differing:
-        _print_changes("What would differ from what was", differing)
+    if differences:
+        _print_changes("What would differ from what was", differences)
     else:
         out.print("No balance and no hold would differ.")
 
@@ -234,20 +234,13 @@ def show_outcomes(outcomes: Sequence[Outcome]) -> None:
 
 def _balances(replay: Replay, shown: Shown) -> None:
     columns = ["account", "asset", "balance", "hold", "available", "debits", "credits"]
-    rows = [
-        total.as_json(account, asset)
-        for account, asset, total in replay.rows()
-        if (account, asset) in shown
-    ]
-    if not rows:
+    found = (total.as_json(account, asset) for account, asset, total in replay.rows(shown))
+    rows = ([row[column] for column in columns] for row in found)
+    first = next(rows, None)
+    if first is None:
         out.print("No such account and asset in the ledger.")
         return
-    _print_first(
-        "Balances",
-        columns,
-        [[row[column] for column in columns] for row in rows],
-        right=columns[2:],
-    )
+    _print_first("Balances", columns, chain([first], rows), right=columns[2:])
 
 
 def _digests(replay: Replay) -> None:
@@ -363,11 +356,12 @@ def _conservation(replay: Replay) -> None:
 
 
 def _print_first(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], right: Iterable[str]
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str]
 ) -> None:
-    print_table(title, columns, islice(rows, ROWS), right)
-    if len(rows) > ROWS:
-        out.print(f"… and {len(rows) - ROWS:,} more; {_MORE}")
+    left = iter(rows)
+    print_table(title, columns, islice(left, ROWS), right)
+    if next(left, None) is not None:
+        out.print(f"… and more; {_MORE}")
 
 
 def _signed(text: str) -> str:

@@ -13,12 +13,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
+from fractions import Fraction
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ledger import _fold
+from ledger.amounts import plain
 from ledger.codec import DECODERS
 from ledger.digests import GENESIS, chain, total_of
 from ledger.errors import InvalidRecord, StateError
@@ -26,6 +30,7 @@ from ledger.events import INPUT_TOPICS, RULES_VERSION
 from ledger.flags import all_cases
 from ledger.intake import parse
 from ledger.partitioner import partition_of
+from ledger.projections.accounts import Texts
 from ledger.projections.entries import META_KEY
 from ledger.projections.orders import INLINE
 from ledger.projections.partition import Origin, Partition, Verdict
@@ -230,6 +235,56 @@ def test_state_does_not_depend_on_chunks_flushes_crashes_or_the_store(data: st.D
 
 def left(log: list[Placed], partition: Partition, topic: str) -> list[Placed]:
     return [placed for placed in log if placed.offset >= partition.watermark[topic]]
+
+
+def many_deposits(first: int, count: int, accounts: int) -> list[Record]:
+    deposit = (
+        '{{"type":"deposited","version":1,"event_id":"{0}","account":"{1}","transfer_id":"{0}",'
+        '"occurred_at":"2026-11-23T00:00:00Z","asset":"USD","amount":"1"}}'
+    )
+    names = [f"a{number * 7 % accounts}" for number in range(first, first + count)]
+    return [
+        Record(offset, name.encode(), deposit.format(f"D{offset}", name).encode())
+        for offset, name in enumerate(names, first)
+    ]
+
+
+def test_many_accounts_are_looked_up_at_a_time_and_published_in_lists(tmp_path: Path) -> None:
+    accounts = 1_300
+    store = RocksStore(tmp_path)
+    origin = Origin(cluster_id="test", topic_ids={}, partitions=1)
+    for first in (0, accounts):
+        partition = Partition(0, store, origin)  # which knows no account
+        partition.apply("transfers", many_deposits(first, accounts, accounts))
+        frozen = partition.freeze()
+        lists = list(frozen.rows())
+        rows = {row["key"].decode(): row["value"] for rows in lists for row in rows}
+        assert len(lists) > 2
+        assert sum(map(len, lists)) == len(rows) == len(frozen.changed_accounts())
+        mark = msgspec.json.encode(partition.watermark)
+        partition.settle()
+        for account, entry in partition.balance_entries():
+            assert rows[account] == _fold.row(account, mark, entry)
+    found = dict(partition.balances())
+    assert found["a0"] == {"USD": ("0", "2", "0")}
+    assert all(found[f"a{number}"] == found["a0"] for number in range(accounts))
+    assert len(found) == accounts + 1  # and the clearing account
+    store.close()
+
+
+_AMOUNTS = st.decimals(0, 10**30, allow_nan=False, places=9).map(plain)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("ABC"), st.tuples(*[_AMOUNTS] * 3))))
+def test_what_accounts_are_owed_is_added_up_exactly(entries: list[Texts]) -> None:
+    found = _fold.BalanceSums()
+    expected: dict[str, Fraction] = {}
+    for entry in entries:
+        found.add(msgspec.json.encode(entry))
+        for asset, (debits, credits_, _) in entry.items():
+            balance = Fraction(credits_) - Fraction(debits)
+            expected[asset] = expected.get(asset, Fraction(0)) + balance
+    assert [(asset, Fraction(rest)) for asset, rest in found.sums()] == sorted(expected.items())
 
 
 @given(placed_logs(partitions=PARTITIONS), st.randoms(use_true_random=False))

@@ -27,13 +27,15 @@ from hypothesis import strategies as st
 from ledger.agents.owned import stored_progress
 from ledger.console import COULD_NOT_RUN, DIFFERENT, FINE
 from ledger.events import INPUT_TOPICS
+from ledger.journal import CLEARING
+from ledger.published import conservation
 from ledger.rebuild import _lanes
 from ledger.settings import Settings
 from replay import engine
 from replay.engine import Job
 from replay.engine import replay as run_replay
 from replay.request import Span
-from replay.results import Change
+from replay.results import Change, Shown
 from tests.reference import Reference
 from tests.support import (
     BITSTAMP,
@@ -171,6 +173,28 @@ def test_the_states_of_a_long_log_are_kept_in_files_that_are_removed_in_the_end(
     assert in_files == in_memory
     assert files == 2 * len(ends)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("start", [0, 200])
+def test_accounts_that_are_named_are_shown_as_if_all_were_gone_through(
+    hour: Settings, start: int
+) -> None:
+    cluster = cluster_of(hour)
+    ends = {n: part.watermark for n, part in rebuilt(hour).items()}
+    begin = {n: {t: min(start, o) for t, o in mark.items()} for n, mark in ends.items()}
+    job = Job(cluster, cluster.origin(), Span(begin, ends), "genesis")
+    with run_replay(
+        job, threads=1, directory=None, warn=pytest.fail, progress=lambda _: None
+    ) as found:
+        rows, changes = list(found.rows()), list(found.changes())
+        accounts = ["nobody", CLEARING, *{change.account for change in changes[::7]}]
+        for shown in (Shown(accounts), Shown(accounts, ["USD"]), Shown((), ["BTC"])):
+            expected = [row for row in rows if row[:2] in shown]
+            assert list(found.rows(shown)) == expected != []
+            expected_changes = [c for c in changes if (c.account, c.asset) in shown]
+            assert list(found.changes(shown)) == expected_changes != []
+        sums = {(account, asset): total for account, asset, total in rows}
+        assert found.conservation == conservation(sums) != {}
 
 
 class _Interrupted(Exception):  # noqa: N818 - a test's own

@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ledger import rocks
 from ledger.errors import DamagedState, StateError, StateInUse
-from ledger.rocks import RocksStore
+from ledger.rocks import RocksStore, stored_bytes
 from ledger.store import MemoryStore, PastStore, Store, note_replaced
 
 KEYS = st.binary(min_size=1, max_size=4)
@@ -172,6 +173,24 @@ def test_a_store_that_is_opened_again_has_its_filters(tmp_path: Path) -> None:
     with contextlib.closing(RocksStore(tmp_path)) as again:
         again.get(b"x")
         assert memory_of_tables(again) == before > 100_000
+
+
+def test_a_large_state_has_larger_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rocks, "_STATE_OF_BUFFERS", 1)
+    with contextlib.closing(RocksStore(tmp_path / "small")) as store:
+        assert store._buffer_bytes == 6 << 20
+        for _ in range(10):
+            store.write({random.randbytes(8): random.randbytes(3 << 20)})
+            store.flush()
+        store.write({b"x": b"x"})
+        assert 7 << 20 < store._buffer_bytes <= 10 << 20  # a third of 30 MiB, in steps
+        with contextlib.closing(RocksStore(tmp_path / "other")) as other:  # it is of all stores
+            assert 9 << 20 < other._buffer_bytes < 11 << 20
+    with contextlib.closing(RocksStore(tmp_path / "other")) as other:  # of all that are open
+        assert other._buffer_bytes == 6 << 20
+    with contextlib.closing(RocksStore(tmp_path / "small")) as again:
+        assert 9 << 20 < again._buffer_bytes < 11 << 20
+    assert 29 << 20 < stored_bytes(tmp_path) < 31 << 20
 
 
 @pytest.mark.parametrize("keeps_log", [False, True])

@@ -49,25 +49,14 @@ pub struct Account {
 impl Account {
     /// Returns the account that a store has.
     pub fn stored(key: &[u8], value: &[u8]) -> Result<Account, Damaged> {
-        let mut account =
-            Account { element: Some(Box::new(Sum::of_entry(key, value))), ..Account::default() };
-        let mut reader = Reader::new(value);
-        reader.expect(b'{')?;
-        while !reader.take(b'}') {
-            let asset = Asset::from(&reader.string()?).map_err(|_| Damaged)?;
-            reader.expect(b':')?;
-            let mut amounts = [ZERO; 3];
-            for (place, amount) in amounts.iter_mut().enumerate() {
-                reader.expect(if place == 0 { b'[' } else { b',' })?;
-                *amount = Amount::parse(&reader.string()?).ok_or(Damaged)?;
-            }
-            reader.expect(b']')?;
-            reader.take(b',');
-            let [debits, credits, hold] = amounts;
-            account.rows.push(Row { head: Sought::new(&asset).head, asset, debits, credits, hold });
-        }
-        reader.end()?;
-        Ok(account)
+        let mut rows = Vec::new();
+        each_total(value, |asset, [debits, credits, hold]| {
+            let head = Sought::new(asset).head;
+            let asset = Asset::from(asset).map_err(|_| Damaged)?;
+            rows.push(Row { head, asset, debits, credits, hold });
+            Ok(())
+        })?;
+        Ok(Account { rows, element: Some(Box::new(Sum::of_entry(key, value))), dirty: false })
     }
 
     /// Returns the totals of an asset, to be changed in place.
@@ -117,6 +106,28 @@ impl Account {
         }
         is_there
     }
+}
+
+/// Does something with each asset of a stored entry, and its debits, credits and hold.
+pub fn each_total(
+    stored: &[u8],
+    mut act: impl FnMut(&str, [Amount; 3]) -> Result<(), Damaged>,
+) -> Result<(), Damaged> {
+    let mut reader = Reader::new(stored);
+    reader.expect(b'{')?;
+    while !reader.take(b'}') {
+        let asset = reader.string()?;
+        reader.expect(b':')?;
+        let mut amounts = [ZERO; 3];
+        for (place, amount) in amounts.iter_mut().enumerate() {
+            reader.expect(if place == 0 { b'[' } else { b',' })?;
+            *amount = Amount::parse(&reader.string()?).ok_or(Damaged)?;
+        }
+        reader.expect(b']')?;
+        reader.take(b',');
+        act(&asset, amounts)?;
+    }
+    reader.end()
 }
 
 /// Writes what is published of an account: its name, a watermark (JSON), its totals by name.

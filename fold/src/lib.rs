@@ -22,6 +22,7 @@ use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::{PyAssertionError, PyIndexError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use std::collections::BTreeMap;
 use std::ffi::{c_int, c_long};
 use std::ops::Range;
 use store::MemoryStore;
@@ -597,6 +598,38 @@ impl Records {
     }
 }
 
+/// What all accounts are owed, asset by asset: credits less debits, of stored totals that are added
+/// one by one.
+#[pyclass]
+struct BalanceSums {
+    sums: BTreeMap<String, amount::Amount>,
+}
+
+#[pymethods]
+impl BalanceSums {
+    #[new]
+    fn new() -> BalanceSums {
+        BalanceSums { sums: BTreeMap::new() }
+    }
+
+    fn add(&mut self, entry: &[u8]) -> PyResult<()> {
+        let added = account::each_total(entry, |asset, [debits, credits, _]| {
+            let balance = credits.subtract(&debits);
+            match self.sums.get_mut(asset) {
+                Some(sum) => *sum = sum.add(&balance),
+                None => drop(self.sums.insert(asset.to_owned(), balance)),
+            }
+            Ok(())
+        });
+        added.map_err(|_| damaged(entry))
+    }
+
+    /// Returns assets in order and their sums.
+    fn sums(&self) -> Vec<(&str, String)> {
+        self.sums.iter().map(|(asset, sum)| (&**asset, sum.plain())).collect()
+    }
+}
+
 /// The sum over stored entries, added one by one.
 #[pyclass]
 struct EntrySum {
@@ -645,6 +678,7 @@ fn _fold(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Fold>()?;
     module.add_class::<Frozen>()?;
     module.add_class::<EntrySum>()?;
+    module.add_class::<BalanceSums>()?;
     module.add_class::<Records>()?;
     module.add_class::<MemoryStore>()?;
     module.add("INLINE", order::INLINE)?;
