@@ -32,11 +32,11 @@ _REBUILT = "It has to be rebuilt from a snapshot or the topics."
 
 _CACHE_BYTES = 4 << 20
 _BLOCK_BYTES = 1000
-_KEYS_OF_INDEX = 8
+_INDEX_RESTART_INTERVAL = 8
 _BUFFERS = 3
 _BUFFER_BYTES = 6 << 20
 _LARGE_BUFFER_BYTES = 32 << 20
-_STATE_OF_BUFFERS = 8
+_BUFFERS_SHARE = 8
 _READ_AHEAD_BYTES = 256 << 10
 _RUNS = 16
 _OPEN_FILES = 1_000
@@ -48,7 +48,7 @@ _CACHE = rocksdict.Cache(_CACHE_BYTES)
 class _Buffers:
     """Memory for what was written and is not in files yet, shared by all stores of a process.
 
-    It is an eighth of what the files have, within bounds: the larger a state, the more it costs to
+    It is an eighth of what is in files, within bounds: the larger a state, the more it costs to
     write many small files, to merge them, and to look through them for a key.
     """
 
@@ -61,7 +61,7 @@ class _Buffers:
         """Take note of how much a store has in files; return what one buffer of it may have."""
         with self._lock:
             self._files[store] = files
-            wanted = sum(self._files.values()) // _STATE_OF_BUFFERS // _BUFFERS
+            wanted = sum(self._files.values()) // _BUFFERS_SHARE // _BUFFERS
             allowed = min(max(wanted, _BUFFER_BYTES), _LARGE_BUFFER_BYTES)
             self.manager.set_buffer_size(_BUFFERS * allowed)
             return allowed
@@ -97,7 +97,7 @@ def _options(buffer_bytes: int) -> Any:
     table = rocksdict.BlockBasedOptions()
     table.set_block_cache(_CACHE)
     table.set_block_size(_BLOCK_BYTES)
-    table.set_index_block_restart_interval(_KEYS_OF_INDEX)
+    table.set_index_block_restart_interval(_INDEX_RESTART_INTERVAL)
     table.set_bloom_filter(10, False)
     options.set_block_based_table_factory(table)
     return options
@@ -245,8 +245,8 @@ class RocksStore:
         batch = rocksdict.WriteBatch(raw_mode=True)
         put_all(changes.items(), batch.put, batch.delete)
         try:
-            self._db.write(batch, self._writing)
             self._fit_buffer()
+            self._db.write(batch, self._writing)
         except Exception as error:
             raise self._trouble(error) from error
 

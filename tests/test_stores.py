@@ -176,7 +176,7 @@ def test_a_store_that_is_opened_again_has_its_filters(tmp_path: Path) -> None:
 
 
 def test_a_large_state_has_larger_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rocks, "_STATE_OF_BUFFERS", 1)
+    monkeypatch.setattr(rocks, "_BUFFERS_SHARE", 1)
     with contextlib.closing(RocksStore(tmp_path / "small")) as store:
         assert store._buffer_bytes == 6 << 20
         for _ in range(10):

@@ -90,7 +90,7 @@ class Publisher:
                 "message.max.bytes": LARGEST_RECORD_BYTES,
                 "delivery.report.only.error": True,
                 "on_delivery": self._not_delivered,
-                "linger.ms": 100,
+                "linger.ms": 100,  # for full batches; a commit does not wait for it
                 "queue.buffering.max.messages": 1_000_000,
             }
         )

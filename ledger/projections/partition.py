@@ -200,7 +200,7 @@ class Frozen:
     def rows(self) -> Iterator[list[dict[str, Any]]]:
         """Yield what is published of the accounts that changed, `key` and `value` each, in lists.
 
-        To have all of them at once would be a megabyte for a thousand.
+        They can be as many as records, and are large: those of a list are gone before the next.
         """
         return self._frozen.rows(_encode(self.watermark))
 
