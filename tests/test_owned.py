@@ -22,6 +22,7 @@ from ledger.agents import owned as module
 from ledger.agents.assignor import distribute
 from ledger.agents.owned import OwnedPartition, open_state, stored_progress
 from ledger.agents.publisher import FencedError, Outgoing, Publisher, Rows
+from ledger.agents.worker import snapshot_interval_s
 from ledger.errors import ReplacedTopic, StateInUse, TopicError
 from ledger.letters import dead_letter
 from ledger.projections.partition import Header, Origin, Packed, Rejected
@@ -352,6 +353,34 @@ def test_a_store_is_closed_while_its_snapshot_is_being_uploaded(
     uploaded.set()
     making.join(5)
     assert not making.is_alive()
+
+
+def test_snapshots_take_no_more_than_a_tenth_of_the_time(
+    topic: Topic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found with 60,000,000 orders: a worker did hardly anything but write snapshots."""
+    owned = take(tmp_path)
+    owned.partition.apply("transfers", [deposit(0, "a")])
+    assert flush(owned)
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    owned.snapshot_at = now[0]
+
+    def write(self: Snapshots, header: Header, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        now[0] += 30
+
+    monkeypatch.setattr(Snapshots, "write", write)
+    owned.write_snapshot(Snapshots(tmp_path / "s", ""), 3)
+    owned.partition.apply("transfers", [deposit(1, "a")])
+    assert flush(owned)
+    assert snapshot_interval_s(60, [0, 5]) == 60
+    interval = snapshot_interval_s(60, [owned.snapshot_took_s, 20])  # of another partition
+    assert interval == 500
+    now[0] += 499
+    assert not owned.wants_snapshot(interval)
+    now[0] += 1
+    assert owned.wants_snapshot(interval)
+    owned.close()
 
 
 def test_closing_ends_a_snapshot_being_made_and_lets_go_of_the_lock(

@@ -194,6 +194,7 @@ class OwnedPartition:
         self.settled: Watermark = dict(partition.watermark)
         self.committed: Watermark | None = None  # what the group was told; None: nothing yet
         self.snapshot_at = time.monotonic()
+        self.snapshot_took_s = 0.0
         self.snapshotted: Watermark = dict(partition.watermark)
         self.room = asyncio.Event()
         self.lost = False  # this state is not to be used any more; see `lose`
@@ -535,6 +536,7 @@ class OwnedPartition:
 
     def write_snapshot(self, snapshots: Snapshots, kept: int) -> None:
         """Write a snapshot of what is stored; blocks, call it in a thread."""
+        began = time.monotonic()
         with contextlib.ExitStack() as reading:
             reading.enter_context(self._reading)
             if self._closing:
@@ -551,6 +553,7 @@ class OwnedPartition:
         snapshots.thin(self.number, kept, header.origin)
         self.snapshotted = header.watermark
         self.snapshot_at = time.monotonic()
+        self.snapshot_took_s = self.snapshot_at - began
 
     def _until_closing(self, entries: Entries, reading: contextlib.ExitStack) -> Entries:
         for entry in entries:

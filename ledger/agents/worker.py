@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
@@ -55,10 +55,23 @@ _STOP_S: Final = 4.8  # for all of it
 _STUCK_S: Final = 60.0
 _TOPICS_S: Final = 5.0
 _LOOK_S: Final = 0.05
+_SNAPSHOTS_SHARE: Final = 0.1  # of a worker's time
 _NEVER_S: Final = 10.0**9
 _MOST_UNSETTLED: Final = 1.5  # times flush_records
 
 _T = TypeVar("_T")
+
+
+def snapshot_interval_s(wanted_s: float, took_s: Iterable[float]) -> float:
+    """Return how far apart a partition's snapshots are to be.
+
+    Each holds all of the state, which grows, so that at last a worker would do nothing else.
+
+    Args:
+        wanted_s: how far apart somebody wants them.
+        took_s: how long the last one of each partition of the worker took.
+    """
+    return max(wanted_s, sum(took_s) / _SNAPSHOTS_SHARE)
 
 
 class LedgerApp(ChunkedApp):
@@ -370,7 +383,10 @@ class LedgerApp(ChunkedApp):
         """Write snapshots that are due, one at a time; flushes do not wait for them."""
         while not self._closing:
             for owned in list(self.owned.values()):
-                due = owned.wants_snapshot(self.settings.snapshot_interval_s)
+                took = [each.snapshot_took_s for each in self.owned.values()]
+                due = owned.wants_snapshot(
+                    snapshot_interval_s(self.settings.snapshot_interval_s, took)
+                )
                 if due and not (owned.lost or self._closing):
                     await self._snapshot(owned)
             await asyncio.sleep(_LOOK_S)
