@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -91,16 +91,12 @@ _CHANGE_COLUMNS: Final = ("account", "asset", "balance", "change", "hold", "chan
 
 
 def _changes(replay: Replay, shown: Shown) -> None:
-    changes = replay.changes(shown)
-    first = next(changes, None)
-    if first is None:
-        where = " shown here" if shown.accounts or shown.assets else ""
-        out.print(f"The replayed records changed no balance and no hold{where}.")
-        return
-    _print_changes("What the replayed records changed", chain([first], changes))
+    where = " shown here" if shown.accounts or shown.assets else ""
+    nothing = f"The replayed records changed no balance and no hold{where}."
+    _print_changes("What the replayed records changed", replay.changes(shown), nothing)
 
 
-def _print_changes(title: str, changes: Iterable[Change]) -> None:
+def _print_changes(title: str, changes: Iterable[Change], nothing: str) -> None:
     rows = (
         [
             change.account,
@@ -112,16 +108,14 @@ def _print_changes(title: str, changes: Iterable[Change]) -> None:
         ]
         for change in changes
     )
-    _print_first(title, _CHANGE_COLUMNS, rows, right=_CHANGE_COLUMNS[2:])
+    _print_first(title, _CHANGE_COLUMNS, rows, _CHANGE_COLUMNS[2:], nothing)
 
 
-def show_what_if(what_if: WhatIf, differences: Sequence[Change]) -> None:
+def show_what_if(what_if: WhatIf, differences: Iterable[Change]) -> None:
     """Print which rules held, and what would be otherwise by them."""
     print_table("What if", ["rule", "records"], what_if.matched.items(), right=["records"])
-    if differences:
-        _print_changes("What would differ from what was", differences)
-    else:
-        out.print("No balance and no hold would differ.")
+    nothing = "No balance and no hold would differ."
+    _print_changes("What would differ from what was", differences, nothing)
 
 
 def show_diff(replay: Replay, shown: Shown) -> None:
@@ -130,25 +124,23 @@ def show_diff(replay: Replay, shown: Shown) -> None:
     for account in sorted(shown.accounts):
         _entries(f"Entries of {account}", replay, account, shown)
         changes = [o for part in replay.parts_of(account) for o in orders_of_span(part, account)]
-        if changes:
-            _print_first(
-                f"Orders of {account}",
-                ["order", "asset", "held", "holds", "records"],
+        _print_first(
+            f"Orders of {account}",
+            ["order", "asset", "held", "holds", "records"],
+            [
                 [
-                    [
-                        change.order_id,
-                        change.asset or "",
-                        plain(change.before),
-                        plain(change.after),
-                        ", ".join(
-                            f"{e.type} {e.topic}:{e.partition}:{e.fact.offset}"
-                            for e in change.events
-                        ),
-                    ]
-                    for change in changes
-                ],
-                right=["held", "holds"],
-            )
+                    change.order_id,
+                    change.asset or "",
+                    plain(change.before),
+                    plain(change.after),
+                    ", ".join(
+                        f"{e.type} {e.topic}:{e.partition}:{e.fact.offset}" for e in change.events
+                    ),
+                ]
+                for change in changes
+            ],
+            right=["held", "holds"],
+        )
     out.print(f"From {format_positions(replay.start)}")
     out.print(f"to {format_positions(replay.watermarks)}")
 
@@ -236,11 +228,8 @@ def _balances(replay: Replay, shown: Shown) -> None:
     columns = ["account", "asset", "balance", "hold", "available", "debits", "credits"]
     found = (total.as_json(account, asset) for account, asset, total in replay.rows(shown))
     rows = ([row[column] for column in columns] for row in found)
-    first = next(rows, None)
-    if first is None:
-        out.print("No such account and asset in the ledger.")
-        return
-    _print_first("Balances", columns, chain([first], rows), right=columns[2:])
+    nothing = "No such account and asset in the ledger."
+    _print_first("Balances", columns, rows, columns[2:], nothing)
 
 
 def _digests(replay: Replay) -> None:
@@ -356,11 +345,20 @@ def _conservation(replay: Replay) -> None:
 
 
 def _print_first(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str]
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    right: Iterable[str],
+    nothing: str | None = None,
 ) -> None:
-    left = iter(rows)
-    print_table(title, columns, islice(left, ROWS), right)
-    if next(left, None) is not None:
+    """Print the first of some rows, or a sentence, if given, where there are none."""
+    first = list(islice(rows, ROWS + 1))
+    if not first:
+        if nothing is not None:
+            out.print(nothing)
+        return
+    print_table(title, columns, first[:ROWS], right)
+    if len(first) > ROWS:
         out.print(f"… and more; {_MORE}")
 
 

@@ -25,6 +25,7 @@ from ledger.agents.publisher import FencedError, Outgoing, Publisher, Rows
 from ledger.agents.worker import snapshot_interval_s
 from ledger.errors import ReplacedTopic, StateInUse, TopicError
 from ledger.letters import dead_letter
+from ledger.objects import StorageError
 from ledger.projections.partition import Header, Origin, Packed, Rejected
 from ledger.published import (
     LETTERS_ACCOUNT,
@@ -380,6 +381,16 @@ def test_snapshots_take_no_more_than_a_tenth_of_the_time(
     assert not owned.wants_snapshot(interval)
     now[0] += 1
     assert owned.wants_snapshot(interval)
+
+    def fail(self: Snapshots, header: Header, entries: Iterable[tuple[bytes, bytes]]) -> None:
+        now[0] += 40
+        raise StorageError("full")
+
+    monkeypatch.setattr(Snapshots, "write", fail)
+    with pytest.raises(StorageError, match="full"):
+        owned.write_snapshot(Snapshots(tmp_path / "s", ""), 3)
+    assert owned.snapshot_took_s == 40
+    assert not owned.wants_snapshot(400)
     owned.close()
 
 

@@ -537,6 +537,13 @@ class OwnedPartition:
     def write_snapshot(self, snapshots: Snapshots, kept: int) -> None:
         """Write a snapshot of what is stored; blocks, call it in a thread."""
         began = time.monotonic()
+        try:
+            self._write_snapshot(snapshots, kept)
+        finally:  # one that cannot be written takes its time, too
+            self.snapshot_at = time.monotonic()
+            self.snapshot_took_s = self.snapshot_at - began
+
+    def _write_snapshot(self, snapshots: Snapshots, kept: int) -> None:
         with contextlib.ExitStack() as reading:
             reading.enter_context(self._reading)
             if self._closing:
@@ -552,8 +559,6 @@ class OwnedPartition:
                 return
         snapshots.thin(self.number, kept, header.origin)
         self.snapshotted = header.watermark
-        self.snapshot_at = time.monotonic()
-        self.snapshot_took_s = self.snapshot_at - began
 
     def _until_closing(self, entries: Entries, reading: contextlib.ExitStack) -> Entries:
         for entry in entries:

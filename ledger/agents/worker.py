@@ -381,14 +381,18 @@ class LedgerApp(ChunkedApp):
 
     async def _snapshot_forever(self) -> None:
         """Write snapshots that are due, one at a time; flushes do not wait for them."""
+
+        def interval_s() -> float:
+            took_s = (owned.snapshot_took_s for owned in self.owned.values())
+            return snapshot_interval_s(self.settings.snapshot_interval_s, took_s)
+
         while not self._closing:
+            apart_s = interval_s()
             for owned in list(self.owned.values()):
-                took = [each.snapshot_took_s for each in self.owned.values()]
-                due = owned.wants_snapshot(
-                    snapshot_interval_s(self.settings.snapshot_interval_s, took)
-                )
+                due = owned.wants_snapshot(apart_s)
                 if due and not (owned.lost or self._closing):
                     await self._snapshot(owned)
+                    apart_s = interval_s()
             await asyncio.sleep(_LOOK_S)
 
     async def _snapshot(self, owned: OwnedPartition) -> None:
@@ -407,7 +411,6 @@ class LedgerApp(ChunkedApp):
             owned.damage(error)
         except (OSError, LedgerError) as error:
             # Snapshots save time, nothing else depends on them.
-            owned.snapshot_at = time.monotonic()
             logger.warning("partition %d: no snapshot could be written: %s", owned.number, error)
 
     # -- stopping
