@@ -144,7 +144,8 @@ class _Run:
         for worker in self.fleet.workers[: shape.workers]:
             worker.start()
         self.feed.start()
-        self.mischief.carry_out(steps, lambda: not self.feed.is_alive())
+        # All of them, also where the feed ended before the last: `must` is a promise.
+        self.mischief.carry_out(steps, lambda: self.feed.failure is not None)
         self.mischief.make_good()
         self._phase("mischief")
         deadline = time.monotonic() + _FEED_S

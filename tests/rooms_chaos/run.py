@@ -166,7 +166,8 @@ class _Run:
             bridge.start()
         self.feed.start()
         steps = deeds(self.outcome.seed, len(self.fleet.workers), shape.tempo, shape.must)
-        self.mischief.carry_out(steps, lambda: not self.feed.is_alive())
+        # All of them, also where the feed ended before the last: `must` is a promise.
+        self.mischief.carry_out(steps, lambda: self.feed.failure is not None)
         self.mischief.make_good()
         self._phase("mischief")
         if not self._await(lambda: not self.feed.is_alive(), _FEED_S):
