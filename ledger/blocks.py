@@ -23,7 +23,8 @@ from ledger.kafka import STALLED_S, Cluster, Slot, require_there
 from ledger.projections.partition import Packed
 from ledger.records import UnreadableBatch, packed, read_blocks
 
-_FETCH_BYTES: Final = 1 << 20
+_FETCH_BYTES: Final = 4 << 20
+_PARTITION_FETCH_BYTES: Final = 2 << 20  # a batch that is cut off at the end is fetched again
 _WAIT_MS: Final = 50
 _AHEAD: Final = 8
 _LOOK_S: Final = 0.1
@@ -135,7 +136,8 @@ class _Reading:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            max_partition_fetch_bytes=_FETCH_BYTES,
+            fetch_max_bytes=_FETCH_BYTES,
+            max_partition_fetch_bytes=_PARTITION_FETCH_BYTES,
             fetch_max_wait_ms=_WAIT_MS,
         )
         await consumer.start()

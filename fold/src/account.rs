@@ -3,6 +3,7 @@
 use crate::amount::{Amount, ZERO};
 use crate::digest::Sum;
 use crate::json::{write_string, Damaged, Reader};
+use crate::near;
 use arrayvec::ArrayString;
 
 /// So many rows are looked through sooner than a place among them is searched.
@@ -57,6 +58,11 @@ impl Account {
             Ok(())
         })?;
         Ok(Account { rows, element: Some(Box::new(Sum::of_entry(key, value))), dirty: false })
+    }
+
+    /// Lets the processor bring the rows near, while something else is done.
+    pub fn approach(&self) {
+        self.rows.iter().take(FEW_ROWS).for_each(near::bring);
     }
 
     /// Returns the totals of an asset, to be changed in place.

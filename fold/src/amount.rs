@@ -16,6 +16,9 @@ const POWERS: [i128; 39] = {
     powers
 };
 
+/// 10 to this power is the largest that 64 bits hold.
+const SMALL_PLACES: u32 = 18;
+
 #[derive(Clone, Debug)]
 pub enum Amount {
     /// `digits` / 10^`scale`.
@@ -186,6 +189,12 @@ impl Amount {
 }
 
 fn scaled(digits: i128, places: u32) -> Option<i128> {
+    if places <= SMALL_PLACES {
+        if let Ok(digits) = i64::try_from(digits) {
+            // One multiplication, of which the product always fits.
+            return Some(i128::from(digits) * i128::from(POWERS[places as usize] as i64));
+        }
+    }
     digits.checked_mul(*POWERS.get(places as usize)?)
 }
 

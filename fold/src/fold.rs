@@ -13,6 +13,7 @@ use crate::fact::{self, Fact, Shape};
 use crate::journal::{self, Entry, Party, Trade};
 use crate::json::Damaged;
 use crate::keys;
+use crate::near;
 use crate::order::{Execution, Order, Placed, INLINE};
 use indexmap::map::Entry as MapEntry;
 use indexmap::IndexMap;
@@ -91,6 +92,9 @@ pub trait Shelf {
     /// Returns the entries whose key begins with `prefix`.
     fn scan(&self, prefix: &[u8]) -> Result<Vec<StoredEntry>, Self::Error>;
 }
+
+/// What is needed next is brought near so many steps before.
+const SOON: usize = 4;
 
 type Found<T, S> = Result<T, Trouble<<S as Shelf>::Error>>;
 
@@ -208,7 +212,18 @@ impl Frozen {
     ///
     /// A store on disk takes neighbours sooner than what lies far apart.
     pub fn entry(&self, place: usize) -> Option<(&[u8], Option<&[u8]>)> {
-        self.sort().get(place).map(|place| self.entry_of(&self.changes[*place]))
+        let next = self.sort().get(place..)?;
+        if let Some(place) = next.get(2 * SOON) {
+            near::bring(&self.changes[*place]);
+        }
+        if let Some(place) = next.get(SOON) {
+            near::bring_all(self.bytes_of(&self.changes[*place]));
+        }
+        next.first().map(|place| self.entry_of(&self.changes[*place]))
+    }
+
+    fn bytes_of(&self, change: &Change) -> &[u8] {
+        &self.data[change.begin..][..change.key + change.value.unwrap_or(0)]
     }
 
     /// Sorts the changes by their keys, unless that is done.
@@ -219,8 +234,8 @@ impl Frozen {
     }
 
     fn entry_of(&self, change: &Change) -> (&[u8], Option<&[u8]>) {
-        let (key, rest) = self.data[change.begin..].split_at(change.key);
-        (key, change.value.map(|length| &rest[..length]))
+        let (key, rest) = self.bytes_of(change).split_at(change.key);
+        (key, change.value.map(|_| rest))
     }
 
     /// Returns all keys, and the values if there are any.
@@ -326,7 +341,8 @@ impl Fold {
         log_digest: Option<Chain>,
         shelf: &S,
     ) -> Found<Outcome, S> {
-        let mut found = self.find(&contents, shelf)?.into_iter();
+        let found = self.find(&contents, shelf)?;
+        let mut judged = 0;
         let mut outcome = Outcome {
             verdicts: Vec::with_capacity(records.len()),
             refusals: Vec::new(),
@@ -343,8 +359,9 @@ impl Fold {
                     Verdict::Invalid
                 }
                 Content::Event(event) => {
-                    let entries = found.next().expect("one for each event");
-                    let verdict = self.judge(&event, entries, record.offset, shelf)?;
+                    self.approach(&found[judged..]);
+                    let verdict = self.judge(&event, found[judged], record.offset, shelf)?;
+                    judged += 1;
                     if verdict == Verdict::Conflict {
                         let detail = std::mem::take(&mut self.conflict);
                         outcome.refusals.push(Refusal { place, conflict: true, detail });
@@ -355,6 +372,17 @@ impl Fold {
             outcome.verdicts.push(verdict);
         }
         Ok(outcome)
+    }
+
+    /// Lets the processor bring near the accounts of events that follow, of which most have long
+    /// been displaced by others.
+    fn approach(&self, entries: &[Entries]) {
+        if let Some(entries) = entries.get(2 * SOON) {
+            near::bring(&self.accounts[entries.account]);
+        }
+        if let Some(entries) = entries.get(SOON) {
+            self.accounts[entries.account].approach();
+        }
     }
 
     /// Finds the entries that events are about; those not in memory by one question to the store.

@@ -9,6 +9,7 @@ mod fold;
 mod journal;
 mod json;
 mod keys;
+mod near;
 mod order;
 mod records;
 mod store;

@@ -45,7 +45,12 @@ FETCH_WAIT_MS: Final = 50
 """aiokafka waits so long at an idle broker; Faust's 1,500 stalls a broker's other partitions."""
 FETCH_MIN_BYTES: Final = 1 << 16
 """For so much a broker waits, no longer than that: fetching every single record costs a core."""
-OUTSTANDING_CHUNKS: Final = 6
+FETCH_MAX_BYTES: Final = 2 << 20
+"""Of one answer: few partitions at a time, so that chunks can be large while memory is not."""
+PARTITION_FETCH_BYTES: Final = 3 << 19
+"""Of one partition in it. Producers make batches of up to 1 MB; one that is cut off at the end is
+fetched again, and each chunk has to wait for Python's lock several times."""
+OUTSTANDING_CHUNKS: Final = 3
 """Fetched chunks that the agent has not finished; more are not asked for."""
 _IDLE_S: Final = 0.02
 _METADATA_PAUSE_S: Final = 0.2
@@ -213,6 +218,8 @@ class _Thread(driver.AIOKafkaConsumerThread):
         consumer = super()._create_worker_consumer(transport)
         consumer._fetch_max_wait_ms = FETCH_WAIT_MS
         consumer._fetch_min_bytes = FETCH_MIN_BYTES
+        consumer._fetch_max_bytes = FETCH_MAX_BYTES
+        consumer._max_partition_fetch_bytes = PARTITION_FETCH_BYTES
         consumer._isolation_level = "read_committed"
         consumer._partition_assignment_strategy = [LedgerAssignor(self.app.progress)]
         client = consumer._client

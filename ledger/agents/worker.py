@@ -609,7 +609,6 @@ def create_app(settings: Settings, bootstrap: str) -> LedgerApp:
         broker_rebalance_timeout=15.0,
         broker_request_timeout=30.0,
         consumer_auto_offset_reset="none",
-        consumer_max_fetch_size=1 << 19,
         datadir=settings.state_dir / "faust",
         store="memory://",
         stream_buffer_maxsize=256,
