@@ -51,7 +51,7 @@ fn give_back_memory_after(milliseconds: c_long) {
 
 /// For so many keys a store in Python is asked at a time, in their order: RocksDB sorts all that it
 /// is asked for, which is slow for many, and finds neighbours sooner.
-const ASKED: usize = 512;
+const ASKED: usize = 1024;
 
 /// The store of a partition: ours, or any that Python has.
 enum Store {
@@ -79,8 +79,9 @@ impl Shelf for Store {
             Store::Python(store) => store,
         };
         let mut values = vec![None; keys.len()];
+        let sorted = fold::sorted_places(keys.len(), |place| keys[place]);
         Python::attach(|py| {
-            for places in fold::sorted_places(keys.len(), |place| keys[place]).chunks(ASKED) {
+            for places in sorted.chunks(ASKED) {
                 let asked = places.iter().map(|place| PyBytes::new(py, keys[*place]));
                 let asked = PyList::new(py, asked)?;
                 let found = store.bind(py).call_method1("get_many", (asked,))?;
