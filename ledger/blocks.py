@@ -26,7 +26,7 @@ from ledger.records import UnreadableBatch, packed, read_blocks
 _FETCH_BYTES: Final = 4 << 20
 _PARTITION_FETCH_BYTES: Final = 2 << 20  # a batch that is cut off at the end is fetched again
 _WAIT_MS: Final = 50
-_AHEAD: Final = 8
+_AHEAD: Final = 4
 _LOOK_S: Final = 0.1
 
 

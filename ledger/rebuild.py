@@ -33,7 +33,7 @@ _P = ParamSpec("_P")
 
 _FREEZE_AFTER_RECORDS: Final = 10_000
 """Bounds how much of a partition stays decoded in memory."""
-_AHEAD: Final = 8
+_AHEAD: Final = 4
 """So many batches wait for a thread that folds."""
 
 Entries = Iterable[tuple[bytes, bytes]]

@@ -106,7 +106,7 @@ class Settings(BaseSettings):
         8, ge=1, description="newest snapshots kept per partition; older ones are thinned out"
     )
     chunk_records: int = Field(
-        2_000, ge=1, le=100_000, description="Kafka's batches of records per Faust message"
+        6_000, ge=1, le=100_000, description="about how many records a worker takes at a time"
     )
 
     @classmethod

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger import _fold
@@ -272,10 +272,19 @@ def test_many_accounts_are_looked_up_at_a_time_and_published_in_lists(tmp_path: 
     store.close()
 
 
-_AMOUNTS = st.decimals(0, 10**30, allow_nan=False, places=9).map(plain)
+_LARGEST = 2**63 - 1
+# Around what 64 and 128 bits hold, with as many places as make a product of either.
+_AMOUNTS = st.builds(
+    lambda digits, places: plain(Decimal(f"{digits}e-{places}")),
+    st.integers(0, 10**38) | st.integers(_LARGEST - 1, _LARGEST + 2) | st.integers(0, 1_000),
+    st.integers(0, 38),
+)
+_TINY, _TINIER = plain(Decimal("1e-18")), plain(Decimal("1e-19"))
 
 
 @given(st.lists(st.dictionaries(st.sampled_from("ABC"), st.tuples(*[_AMOUNTS] * 3))))
+@example([{"A": (str(_LARGEST), _TINY, "0")}, {"A": (_TINY, str(_LARGEST), "0")}])
+@example([{"A": (str(_LARGEST + 1), _TINY, "0")}, {"A": (str(_LARGEST), _TINIER, "0")}])
 def test_what_accounts_are_owed_is_added_up_exactly(entries: list[Texts]) -> None:
     found = _fold.BalanceSums()
     expected: dict[str, Fraction] = {}

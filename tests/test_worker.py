@@ -80,7 +80,8 @@ def assert_published_equals_reference(
 def test_two_workers_fold_the_bitstamp_hour(settings: Settings, tmp_path: Path) -> None:
     sent = publish(settings, lines_of(BITSTAMP))
     assert sent == 11_432
-    with worker(settings, tmp_path / "1.log"), worker(settings, tmp_path / "2.log"):
+    one_by_one = settings.model_copy(update={"chunk_records": 1})  # each of Kafka's batches
+    with worker(settings, tmp_path / "1.log"), worker(one_by_one, tmp_path / "2.log"):
         published = eventually(lambda: published_at_end(settings))
         naive = reference_of(settings)
         assert_published_equals_reference(settings, published, naive)

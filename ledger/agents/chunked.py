@@ -201,6 +201,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         super().__post_init__()
         self._next_offsets: dict[TopicPartition, int] = {}
         self._numbers: dict[TopicPartition, int] = {}
+        self._records_a_batch = 1  # as of the last fetch
         self._commits_fail = False
         self.leaders = Leaders(0, {})
 
@@ -266,8 +267,12 @@ class _Thread(driver.AIOKafkaConsumerThread):
         timeout: float | None = None,
         max_records: int | None = None,
     ) -> dict[TopicPartition, list[Chunk]]:
+        assert max_records is not None  # to aiokafka, a batch is a record
         drained = await super()._fetch_records(
-            consumer, active_partitions, timeout=timeout, max_records=max_records
+            consumer,
+            active_partitions,
+            timeout=timeout,
+            max_records=max(1, max_records // self._records_a_batch),
         )
         # From the drain to here nothing was awaited: epoch and positions belong to the records.
         chunks: dict[TopicPartition, list[Chunk]] = {}
@@ -284,6 +289,10 @@ class _Thread(driver.AIOKafkaConsumerThread):
                 behind = max(0, (state.highwater or 0) - after)
                 records = _packed(where, drained.get(where, []), before)
                 chunks[where] = [Chunk(where, records, before, after, behind, self.epoch, number)]
+        batches = sum(map(len, drained.values()))
+        if batches:
+            records_ = sum(len(chunk.records.records) for (chunk,) in chunks.values())
+            self._records_a_batch = max(1, records_ // batches)
         return chunks
 
     async def crash(self, reason: BaseException) -> None:
