@@ -91,7 +91,7 @@ def fold(data: list[tuple[int, bytes]], store: Store) -> dict[str, float]:
     def settle() -> None:
         frozen: Frozen = steps.take("freezing: encoding what changed", partition.freeze)
         steps.take("hashing", lambda: frozen.total)
-        steps.take("rows to publish", frozen.rows)
+        steps.take("rows to publish", lambda: sum(map(len, frozen.rows())))
         steps.take("storing", partition.write)
         steps.take("settling: forgetting what need not be kept", partition.settle)
 

@@ -1,4 +1,4 @@
-"""Faust fed in chunks: one fetch of a partition travels through Faust as one message.
+"""Faust fed in chunks: what was fetched of a partition travels through Faust as one message.
 
 Faust's cost per message is 50 to 70 microseconds; as the message is a list of some thousand
 records, that is nothing per record. Everything here builds on private API of faust-streaming 0.15.3
@@ -291,8 +291,8 @@ class _Thread(driver.AIOKafkaConsumerThread):
                 chunks[where] = [Chunk(where, records, before, after, behind, self.epoch, number)]
         batches = sum(map(len, drained.values()))
         if batches:
-            records_ = sum(len(chunk.records.records) for (chunk,) in chunks.values())
-            self._records_a_batch = max(1, records_ // batches)
+            count = sum(len(chunk.records.records) for (chunk,) in chunks.values())
+            self._records_a_batch = max(1, count // batches)
         return chunks
 
     async def crash(self, reason: BaseException) -> None:
