@@ -391,14 +391,21 @@ impl Fold {
     fn find<S: Shelf>(&mut self, contents: &[Content], shelf: &S) -> Found<Vec<Entries>, S> {
         let mut found = Vec::with_capacity(contents.len());
         let (mut accounts, mut orders, mut transfers) = (Vec::new(), Vec::new(), Vec::new());
-        for content in contents {
-            let Content::Event(event) = content else { continue };
+        let events = contents.iter().filter_map(|content| match content {
+            Content::Event(event) => Some(event),
+            _ => None,
+        });
+        // One pass of look-ups alone, in which the processor does not wait for each.
+        for event in events.clone() {
             let account = self.accounts.get_index_of(event.account).unwrap_or_else(|| {
                 let index = self.accounts.insert_full(event.account.into(), Account::default()).0;
                 accounts.push(index);
                 index
             });
-            let order = event.kind.order_id().map(|order_id| {
+            found.push(Entries { account, order: None });
+        }
+        for (event, entries) in events.zip(&mut found) {
+            entries.order = event.kind.order_id().map(|order_id| {
                 let entry = self.orders.entry(keys::order(event.account, order_id).into());
                 let index = entry.index();
                 if let MapEntry::Vacant(entry) = entry {
@@ -413,7 +420,6 @@ impl Fold {
                     transfers.push(key);
                 }
             }
-            found.push(Entries { account, order });
         }
         if accounts.is_empty() && orders.is_empty() && transfers.is_empty() {
             return Ok(found);
