@@ -31,7 +31,7 @@ from ledger.flags import all_cases
 from ledger.intake import parse
 from ledger.partitioner import partition_of
 from ledger.projections.accounts import Texts
-from ledger.projections.entries import META_KEY
+from ledger.projections.entries import META_KEY, order_key
 from ledger.projections.orders import INLINE
 from ledger.projections.partition import Origin, Partition, Verdict
 from ledger.published import totals
@@ -576,6 +576,33 @@ def test_assets_whose_names_begin_alike_are_kept_apart(names: list[str]) -> None
         asset: int(texts[1]) for asset, texts in dict(partition.balances())["alice"].items()
     }
     assert credits_ == Counter(assets)
+
+
+def test_whatever_a_text_has_where_is_stored_as_it_was_sent() -> None:
+    """Each kind of byte at each place of texts of some lengths: they are looked at in words."""
+    odd = ('"', "\\", "\n", "\x00", "\x1f", " ", "~", "\x7f", "é", "𝄞")
+    reasons = [
+        "r" * before + character + "r" * after
+        for character in odd
+        for before in range(20)
+        for after in range(20)
+    ]
+    partition = Partition(0, store := MemoryStore(), Origin(partitions=1))
+    values = [
+        event("order_cancelled", order_id=f"{number:04}", reason=reason)
+        for number, reason in enumerate(reasons)
+    ]
+    partition.apply("orders", [Record(n, b"alice", value) for n, value in enumerate(values)])
+    partition.freeze()
+    partition.settle()
+    stored = {order.order_id: order for order in partition.orders("alice")}
+    for number, reason in enumerate(reasons):
+        closed = stored[f"{number:04}"].cancelled
+        assert closed is not None
+        assert closed.reason == reason
+        entry = store.get(order_key("alice", f"{number:04}").encode())
+        assert entry is not None
+        assert msgspec.json.encode(reason) in entry
 
 
 @pytest.mark.parametrize(

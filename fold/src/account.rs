@@ -62,7 +62,7 @@ impl Account {
 
     /// Lets the processor bring the rows near, while something else is done.
     pub fn approach(&self) {
-        self.rows.iter().take(FEW_ROWS).for_each(near::bring);
+        near::bring_all(&self.rows[..self.rows.len().min(FEW_ROWS)]);
     }
 
     /// Returns the totals of an asset, to be changed in place.

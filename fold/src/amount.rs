@@ -19,6 +19,12 @@ const POWERS: [i128; 39] = {
 /// 10 to this power is the largest that 64 bits hold.
 const SMALL_PLACES: u32 = 18;
 
+/// Of so many bytes, a text has no more digits than 64 bits hold.
+const SMALL_LENGTH: usize = SMALL_PLACES as usize;
+
+/// The same of 128 bits.
+const LARGEST_PLACES: usize = POWERS.len() - 1;
+
 #[derive(Clone, Debug)]
 pub enum Amount {
     /// `digits` / 10^`scale`.
@@ -32,26 +38,37 @@ pub const ZERO: Amount = Amount::Small { digits: 0, scale: 0 };
 impl Amount {
     /// Returns the amount that a decimal text without exponent names, or None for any other text.
     pub fn parse(text: &str) -> Option<Amount> {
-        let unsigned = text.strip_prefix('-').unwrap_or(text);
-        let (whole, fraction) = unsigned.split_once('.').unwrap_or((unsigned, ""));
-        let count = whole.len() + fraction.len();
-        let all = whole.bytes().chain(fraction.bytes());
-        if count == 0 || !all.clone().all(|byte| byte.is_ascii_digit()) {
+        let unsigned = text.strip_prefix('-').unwrap_or(text).as_bytes();
+        let negative = unsigned.len() < text.len();
+        if unsigned.len() <= SMALL_LENGTH {
+            let mut digits = 0i64;
+            let mut point = None;
+            for (place, byte) in unsigned.iter().enumerate() {
+                match byte {
+                    b'0'..=b'9' => digits = digits * 10 + i64::from(byte - b'0'),
+                    b'.' if point.is_none() => point = Some(place),
+                    _ => return None,
+                }
+            }
+            let scale = point.map_or(0, |point| unsigned.len() - point - 1);
+            let has_digits = unsigned.len() > usize::from(point.is_some());
+            let digits = i128::from(if negative { -digits } else { digits });
+            return has_digits.then_some(Amount::Small { digits, scale: scale as u32 });
+        }
+        let point = memchr::memchr(b'.', unsigned).unwrap_or(unsigned.len());
+        let (whole, fraction) = unsigned.split_at(point);
+        let fraction = fraction.get(1..).unwrap_or_default();
+        let all = whole.iter().chain(fraction);
+        if !all.clone().all(u8::is_ascii_digit) {
             return None;
         }
         let scale = fraction.len() as u32;
-        let negative = unsigned.len() < text.len();
-        if count <= 18 {
-            let digits = all.fold(0i64, |sum, byte| sum * 10 + i64::from(byte - b'0'));
-            let digits = i128::from(if negative { -digits } else { digits });
-            return Some(Amount::Small { digits, scale });
-        }
-        if count <= 38 {
+        if whole.len() + fraction.len() <= LARGEST_PLACES {
             let digits = all.fold(0i128, |sum, byte| sum * 10 + i128::from(byte - b'0'));
             let digits = if negative { -digits } else { digits };
             return Some(Amount::Small { digits, scale });
         }
-        let bytes: Vec<u8> = all.collect();
+        let bytes: Vec<u8> = all.copied().collect();
         let digits = BigInt::parse_bytes(&bytes, 10)?;
         Some(Amount::of_big(if negative { -digits } else { digits }, scale))
     }
@@ -99,6 +116,21 @@ impl Amount {
         }
         let (a, b, scale) = self.aligned_big(other);
         Amount::of_big(a + b, scale)
+    }
+
+    /// Adds to this amount.
+    pub fn increase(&mut self, by: &Amount) {
+        // Most sums have more places than what comes to them, or as many.
+        if let (Amount::Small { digits, scale }, Amount::Small { digits: more, scale: places }) =
+            (&mut *self, by)
+        {
+            let more = scale.checked_sub(*places).and_then(|places| scaled(*more, places));
+            if let Some(sum) = more.and_then(|more| digits.checked_add(more)) {
+                *digits = sum;
+                return;
+            }
+        }
+        *self = self.add(by);
     }
 
     pub fn subtract(&self, other: &Amount) -> Amount {

@@ -7,24 +7,32 @@ pub type Chain = [u8; 32];
 const WORDS: usize = 32;
 
 /// Returns the log digest after one more record.
-pub fn chain(previous: &[u8], offset: u64, key: Option<&[u8]>, value: Option<&[u8]>) -> Chain {
+pub fn chain(previous: &Chain, offset: u64, key: Option<&[u8]>, value: Option<&[u8]>) -> Chain {
+    let mut head = [0; 44];
+    head[..32].copy_from_slice(previous);
+    head[32..40].copy_from_slice(&offset.to_be_bytes());
+    head[40..].copy_from_slice(&key.map_or(NONE, length));
     let mut hash = Sha256::new();
-    hash.update(previous);
-    hash.update(offset.to_be_bytes());
-    for part in [key, value] {
-        match part {
-            None => hash.update((-1i32).to_be_bytes()),
-            Some(bytes) => {
-                hash.update(length(bytes));
-                hash.update(bytes);
-            }
-        }
-    }
+    hash.update(head);
+    hash.update(key.unwrap_or_default());
+    hash.update(value.map_or(NONE, length));
+    hash.update(value.unwrap_or_default());
     hash.finalize().into()
 }
 
+const NONE: [u8; 4] = (-1i32).to_be_bytes();
+
 fn length(bytes: &[u8]) -> [u8; 4] {
     i32::try_from(bytes.len()).expect("Kafka's own limit").to_be_bytes()
+}
+
+/// How many bytes are hashed before the key of an entry.
+pub const BEFORE_KEY: usize = 4;
+
+/// Writes an entry's key, and before it what is hashed there.
+pub fn write_key(key: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(&length(key));
+    out.extend_from_slice(key);
 }
 
 /// A number modulo 2^2048: the hash of one stored entry, or the sum of many.
@@ -35,10 +43,16 @@ impl Sum {
     pub const ZERO: Sum = Sum([0; WORDS]);
 
     pub fn of_entry(key: &[u8], value: &[u8]) -> Sum {
-        let mut hash = blake3::Hasher::new();
-        hash.update(&length(key)).update(key).update(value);
+        let mut entry = Vec::with_capacity(BEFORE_KEY + key.len() + value.len());
+        write_key(key, &mut entry);
+        entry.extend_from_slice(value);
+        Sum::of_written(&entry)
+    }
+
+    /// Returns that of an entry that was written: by `write_key`, and its value behind it.
+    pub fn of_written(entry: &[u8]) -> Sum {
         let mut bytes = [0u8; WORDS * 8];
-        hash.finalize_xof().fill(&mut bytes);
+        blake3::Hasher::new().update(entry).finalize_xof().fill(&mut bytes);
         Sum::of_bytes(&bytes)
     }
 

@@ -5,6 +5,7 @@
 //! comes back as fields (`Fields::set`).
 
 use crate::amount::Amount;
+use crate::words;
 
 macro_rules! names {
     ($($name:ident = $text:literal),* $(,)?) => {
@@ -15,7 +16,7 @@ macro_rules! names {
         impl Name {
             const ALL: &'static [Name] = &[$(Name::$name),*];
 
-            fn text(self) -> &'static [u8] {
+            const fn text(self) -> &'static [u8] {
                 match self { $(Name::$name => $text),* }
             }
 
@@ -58,6 +59,31 @@ const fn bit(name: Name) -> u32 {
     1 << name as usize
 }
 
+/// A name in its quotes: short enough for one number, so that one comparison tells it.
+struct Quoted {
+    bytes: u128, // the first one lowest
+    mask: u128,
+    length: usize,
+}
+
+const QUOTED: [Quoted; Name::ALL.len()] = {
+    let mut all = [const { Quoted { bytes: 0, mask: 0, length: 0 } }; Name::ALL.len()];
+    let mut n = 0;
+    while n < all.len() {
+        let text = Name::ALL[n].text();
+        let length = text.len() + 2;
+        let mut bytes = b'"' as u128 | (b'"' as u128) << (8 * (length - 1));
+        let mut place = 0;
+        while place < text.len() {
+            bytes |= (text[place] as u128) << (8 * (place + 1));
+            place += 1;
+        }
+        all[n] = Quoted { bytes, mask: u128::MAX >> (128 - 8 * length), length };
+        n += 1;
+    }
+    all
+};
+
 const fn bits(names: &[Name]) -> u32 {
     let mut mask = 0;
     let mut n = 0;
@@ -73,6 +99,8 @@ const fn bits(names: &[Name]) -> u32 {
 pub struct Fields<'a> {
     texts: [&'a str; 22],
     given: u32,
+    negative: u32, // of the amounts
+    zero: u32,
     revision: i64,
 }
 
@@ -102,7 +130,9 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// `is_plain`: all texts are printable ASCII without quotes or backslashes.
 pub struct Event<'a> {
+    pub is_plain: bool,
     pub account: &'a str,
     pub occurred_at: &'a str,
     pub kind: Kind<'a>,
@@ -197,47 +227,105 @@ const FILLED: u32 = bits(&[
 ]);
 const TRANSFER: u32 = bits(&[Name::TransferId, Name::Asset, Name::Amount]);
 
-/// Returns the topic of a type, the fields that it must have, and those that it may have.
-fn shape(kind: &str) -> Option<(&'static str, u32, u32)> {
-    Some(match kind {
-        "order_filled" => ("fills", FILLED, bit(Name::QuoteQuantity)),
-        "order_placed" => {
-            ("orders", bits(&[Name::OrderId, Name::Instrument, Name::Side, Name::OrderType]), TERMS)
-        }
-        "order_cancelled" => {
-            ("orders", bits(&[Name::OrderId, Name::Reason]), bit(Name::Instrument))
-        }
-        "order_amended" => ("orders", bits(&[Name::OrderId, Name::Revision]), TERMS),
-        "order_rejected" => ("orders", bits(&[Name::OrderId, Name::Reason]), 0),
-        "fill_busted" => (
-            "fills",
-            bits(&[Name::FillId, Name::OrderId, Name::TradeId, Name::Instrument, Name::Reason]),
-            0,
-        ),
-        "deposited" => ("transfers", TRANSFER, 0),
-        "withdrawn" => ("transfers", TRANSFER, bit(Name::Fee)),
-        "adjusted" => ("transfers", TRANSFER | bit(Name::Reason), 0),
-        _ => return None,
-    })
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Type {
+    Placed,
+    Amended,
+    Cancelled,
+    Rejected,
+    Filled,
+    Busted,
+    Deposited,
+    Withdrawn,
+    Adjusted,
 }
+
+impl Type {
+    fn of(text: &str) -> Option<Type> {
+        Some(match text {
+            "order_filled" => Type::Filled,
+            "order_placed" => Type::Placed,
+            "order_cancelled" => Type::Cancelled,
+            "order_amended" => Type::Amended,
+            "order_rejected" => Type::Rejected,
+            "fill_busted" => Type::Busted,
+            "deposited" => Type::Deposited,
+            "withdrawn" => Type::Withdrawn,
+            "adjusted" => Type::Adjusted,
+            _ => return None,
+        })
+    }
+
+    /// Returns the topic of a type, the fields that it must have, and those that it may have.
+    fn shape(self) -> (&'static str, u32, u32) {
+        match self {
+            Type::Filled => ("fills", FILLED, bit(Name::QuoteQuantity)),
+            Type::Placed => (
+                "orders",
+                bits(&[Name::OrderId, Name::Instrument, Name::Side, Name::OrderType]),
+                TERMS,
+            ),
+            Type::Cancelled => {
+                ("orders", bits(&[Name::OrderId, Name::Reason]), bit(Name::Instrument))
+            }
+            Type::Amended => ("orders", bits(&[Name::OrderId, Name::Revision]), TERMS),
+            Type::Rejected => ("orders", bits(&[Name::OrderId, Name::Reason]), 0),
+            Type::Busted => (
+                "fills",
+                bits(&[Name::FillId, Name::OrderId, Name::TradeId, Name::Instrument, Name::Reason]),
+                0,
+            ),
+            Type::Deposited => ("transfers", TRANSFER, 0),
+            Type::Withdrawn => ("transfers", TRANSFER, bit(Name::Fee)),
+            Type::Adjusted => ("transfers", TRANSFER | bit(Name::Reason), 0),
+        }
+    }
+
+    /// Returns the amounts that may be negative.
+    fn signed(self) -> u32 {
+        match self {
+            Type::Filled => bit(Name::Fee),
+            Type::Adjusted => bit(Name::Amount),
+            _ => 0,
+        }
+    }
+}
+
+/// The amounts that are never 0.
+const NONZERO: u32 = bits(&[Name::Quantity, Name::Price, Name::LimitPrice, Name::Amount]);
 
 /// Returns the event that a record of a topic holds, or None where the codec has to look at it.
 pub fn parse<'a>(topic: &str, value: &'a [u8], usual: &mut Usual) -> Option<Event<'a>> {
     let fields = scan(value, usual)?;
-    let kind = fields.text(Name::Type);
-    let (right, required, optional) = shape(kind)?;
+    let kind = Type::of(fields.text(Name::Type))?;
+    let (right, required, optional) = kind.shape();
     let required = required | EVERY;
     if right != topic
         || fields.given & required != required
         || fields.given & !(required | optional) != 0
+        || fields.negative & !kind.signed() != 0
+        || fields.zero & NONZERO != 0
     {
         return None;
     }
-    are_sure(&fields, kind).then(|| build(&fields)).flatten()
+    let is_sure = match kind {
+        Type::Placed => {
+            let limit = fields.text(Name::OrderType) == "limit";
+            (fields.has(Name::Quantity) || fields.has(Name::Reserve))
+                && limit == fields.has(Name::LimitPrice)
+        }
+        Type::Amended => fields.given & TERMS != 0,
+        _ => true,
+    };
+    is_sure.then(|| event(kind, &fields, true))
 }
 
 /// Returns the event with these fields, which the codec has checked.
 pub fn build<'a>(fields: &Fields<'a>) -> Option<Event<'a>> {
+    Some(event(Type::of(fields.text(Name::Type))?, fields, false))
+}
+
+fn event<'a>(kind: Type, fields: &Fields<'a>, is_plain: bool) -> Event<'a> {
     let text = |name| fields.text(name);
     let terms = Terms {
         quantity: fields.optional(Name::Quantity),
@@ -245,22 +333,22 @@ pub fn build<'a>(fields: &Fields<'a>) -> Option<Event<'a>> {
         reserve: fields.optional(Name::Reserve),
     };
     let order_id = text(Name::OrderId);
-    let kind = match text(Name::Type) {
-        "order_placed" => Kind::Placed(Placed {
+    let kind = match kind {
+        Type::Placed => Kind::Placed(Placed {
             order_id,
             instrument: text(Name::Instrument),
             side: text(Name::Side),
             order_type: text(Name::OrderType),
             terms,
         }),
-        "order_amended" => Kind::Amended { order_id, revision: fields.revision, terms },
-        "order_cancelled" => Kind::Cancelled {
+        Type::Amended => Kind::Amended { order_id, revision: fields.revision, terms },
+        Type::Cancelled => Kind::Cancelled {
             order_id,
             reason: text(Name::Reason),
             instrument: fields.optional(Name::Instrument),
         },
-        "order_rejected" => Kind::Rejected { order_id, reason: text(Name::Reason) },
-        "order_filled" => Kind::Filled(Filled {
+        Type::Rejected => Kind::Rejected { order_id, reason: text(Name::Reason) },
+        Type::Filled => Kind::Filled(Filled {
             order_id,
             fill_id: text(Name::FillId),
             trade_id: text(Name::TradeId),
@@ -273,24 +361,23 @@ pub fn build<'a>(fields: &Fields<'a>) -> Option<Event<'a>> {
             fee_asset: text(Name::FeeAsset),
             liquidity: text(Name::Liquidity),
         }),
-        "fill_busted" => Kind::Busted(Busted {
+        Type::Busted => Kind::Busted(Busted {
             order_id,
             fill_id: text(Name::FillId),
             trade_id: text(Name::TradeId),
             instrument: text(Name::Instrument),
             reason: text(Name::Reason),
         }),
-        kind @ ("deposited" | "withdrawn" | "adjusted") => Kind::Transfer(Transfer {
-            kind,
+        Type::Deposited | Type::Withdrawn | Type::Adjusted => Kind::Transfer(Transfer {
+            kind: text(Name::Type),
             transfer_id: text(Name::TransferId),
             asset: text(Name::Asset),
             amount: text(Name::Amount),
             fee: fields.optional(Name::Fee),
             reason: fields.optional(Name::Reason),
         }),
-        _ => return None,
     };
-    Some(Event { account: text(Name::Account), occurred_at: text(Name::OccurredAt), kind })
+    Event { is_plain, account: text(Name::Account), occurred_at: text(Name::OccurredAt), kind }
 }
 
 // -- JSON
@@ -300,136 +387,156 @@ pub fn build<'a>(fields: &Fields<'a>) -> Option<Event<'a>> {
 pub struct Usual(Vec<Name>);
 
 impl Usual {
-    /// Returns the name at the start of a text, and what follows it.
-    fn name<'a>(&mut self, place: usize, text: &'a str) -> Option<(Name, &'a str)> {
+    /// Reads the name of the field at a place among an event's.
+    fn name(&mut self, place: usize, text: &mut Text) -> Option<Name> {
+        text.skip_blanks();
         if let Some(name) = self.0.get(place) {
-            let length = name.text().len();
-            let bytes = text.as_bytes();
-            let is_it = bytes.len() > length + 1
-                && bytes[0] == b'"'
-                && bytes[1..].starts_with(name.text())
-                && bytes[length + 1] == b'"';
-            if is_it {
-                return Some((*name, &text[length + 2..]));
+            let quoted = &QUOTED[*name as usize];
+            let next = text.text.as_bytes()[text.place..].first_chunk();
+            if next.is_some_and(|next| u128::from_le_bytes(*next) & quoted.mask == quoted.bytes) {
+                text.place += quoted.length;
+                return Some(*name);
             }
         }
-        let (found, after) = string(text)?;
-        let name = Name::of(found.as_bytes())?;
+        let name = Name::of(text.string()?.as_bytes())?;
         self.0.truncate(place);
         self.0.push(name);
-        Some((name, after))
+        Some(name)
     }
 }
 
-fn scan<'a>(value: &'a [u8], usual: &mut Usual) -> Option<Fields<'a>> {
-    // One pass that compilers make wide: from here on every string is plain.
-    let odd = value
-        .iter()
-        .fold(false, |odd, byte| odd | (*byte < b' ') | (*byte > b'~') | (*byte == b'\\'));
-    if odd {
-        return None;
+/// JSON in which every string is as it stands, and how far it was read.
+struct Text<'a> {
+    text: &'a str,
+    place: usize,
+}
+
+impl<'a> Text<'a> {
+    /// Returns None where there is an escape, or anything but printable ASCII.
+    fn plain(value: &'a [u8]) -> Option<Text<'a>> {
+        // One pass that compilers make wide.
+        let odd = value
+            .iter()
+            .fold(false, |odd, byte| odd | (*byte < b' ') | (*byte > b'~') | (*byte == b'\\'));
+        // SAFETY: then it is ASCII.
+        (!odd).then(|| Text { text: unsafe { std::str::from_utf8_unchecked(value) }, place: 0 })
     }
-    let text = std::str::from_utf8(value).ok()?;
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.place).copied()
+    }
+
+    fn skip_blanks(&mut self) {
+        while self.peek() == Some(b' ') {
+            self.place += 1;
+        }
+    }
+
+    /// Returns the next byte that is no blank, and goes past it.
+    fn next(&mut self) -> Option<u8> {
+        self.skip_blanks();
+        let found = self.peek()?;
+        self.place += 1;
+        Some(found)
+    }
+
+    fn expect(&mut self, byte: u8) -> Option<()> {
+        (self.next()? == byte).then_some(())
+    }
+
+    fn string(&mut self) -> Option<&'a str> {
+        self.expect(b'"')?;
+        let rest = &self.text[self.place..];
+        let length = words::find(rest.as_bytes(), b'"')?;
+        self.place += length + 1;
+        Some(&rest[..length])
+    }
+
+    /// Reads an integer from 1 to 18 digits.
+    fn number(&mut self) -> Option<i64> {
+        self.skip_blanks();
+        let rest = &self.text[self.place..];
+        let length = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let digits = &rest[..length];
+        if digits.starts_with('0') || length > 18 {
+            return None;
+        }
+        self.place += length;
+        digits.parse().ok()
+    }
+}
+
+/// Returns the fields of an event, each of which has the form that `ledger/events.py` wants.
+fn scan<'a>(value: &'a [u8], usual: &mut Usual) -> Option<Fields<'a>> {
+    let mut text = Text::plain(value)?;
     let mut fields = Fields::default();
-    let mut rest = skip_blanks(text).strip_prefix('{')?;
+    text.expect(b'{')?;
     for place in 0.. {
-        let (name, after) = usual.name(place, skip_blanks(rest))?;
+        let name = usual.name(place, &mut text)?;
         if fields.has(name) {
             return None;
         }
-        rest = skip_blanks(skip_blanks(after).strip_prefix(':')?);
+        text.expect(b':')?;
         match name {
             Name::Version => {
-                rest = rest.strip_prefix('1')?;
+                text.expect(b'1')?;
                 fields.set_number(name, 1);
             }
-            Name::Revision => {
-                let end = rest.bytes().take_while(u8::is_ascii_digit).count();
-                let digits = &rest[..end];
-                if digits.starts_with('0') || end > 18 {
-                    return None;
-                }
-                fields.set_number(name, digits.parse().ok()?);
-                rest = &rest[end..];
-            }
+            Name::Revision => fields.set_number(name, text.number()?),
             _ => {
-                let (text, after) = string(rest)?;
-                fields.set(name, text);
-                rest = after;
+                let found = text.string()?;
+                match sure(name, found)? {
+                    Sign::Positive => {}
+                    Sign::Zero => fields.zero |= bit(name),
+                    Sign::Negative => fields.negative |= bit(name),
+                }
+                fields.set(name, found);
             }
         }
-        rest = skip_blanks(rest);
-        match rest.as_bytes().first()? {
-            b',' => rest = &rest[1..],
-            b'}' => return skip_blanks(&rest[1..]).is_empty().then_some(fields),
+        match text.next()? {
+            b',' => {}
+            b'}' => {
+                text.skip_blanks();
+                return text.peek().is_none().then_some(fields);
+            }
             _ => return None,
         }
     }
     None
 }
 
-fn skip_blanks(text: &str) -> &str {
-    let blanks = text.bytes().take_while(|byte| *byte == b' ').count();
-    &text[blanks..]
-}
-
-fn string(text: &str) -> Option<(&str, &str)> {
-    let text = text.strip_prefix('"')?;
-    let end = memchr::memchr(b'"', text.as_bytes())?;
-    Some((&text[..end], &text[end + 1..]))
-}
-
 // -- forms
 
-/// Returns whether all texts have the forms that `ledger/events.py` wants, and agree.
-fn are_sure(fields: &Fields, kind: &str) -> bool {
-    let all = Name::ALL.iter().filter(|name| fields.has(**name));
-    for name in all {
-        let text = if (*name as usize) < fields.texts.len() { fields.text(*name) } else { "" };
-        let sure = match name {
-            Name::Type | Name::Version | Name::Revision => true,
-            Name::EventId | Name::OrderId | Name::FillId | Name::TradeId | Name::TransferId => {
-                (1..=128).contains(&text.len())
-            }
-            Name::Account => {
-                (1..=128).contains(&text.len())
-                    && text
-                        .bytes()
-                        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
-            }
-            Name::OccurredAt => is_time(text.as_bytes()),
-            Name::Instrument => is_instrument(text),
-            Name::FeeAsset | Name::Asset => is_asset(text),
-            Name::Side => matches!(text, "buy" | "sell"),
-            Name::OrderType => matches!(text, "limit" | "market"),
-            Name::Liquidity => matches!(text, "maker" | "taker"),
-            Name::Reason => (1..=1024).contains(&text.len()),
-            Name::Quantity | Name::Price | Name::LimitPrice => {
-                matches!(sign_of(text), Some(Sign::Positive))
-            }
-            Name::Reserve | Name::QuoteQuantity => {
-                matches!(sign_of(text), Some(Sign::Positive | Sign::Zero))
-            }
-            Name::Fee if kind == "order_filled" => sign_of(text).is_some(),
-            Name::Fee => matches!(sign_of(text), Some(Sign::Positive | Sign::Zero)),
-            Name::Amount if kind == "adjusted" => {
-                matches!(sign_of(text), Some(Sign::Positive | Sign::Negative))
-            }
-            Name::Amount => matches!(sign_of(text), Some(Sign::Positive)),
-        };
-        if !sure {
-            return false;
+/// Returns the sign of a text (that of an amount, else positive) if it has the form of its field.
+fn sure(name: Name, text: &str) -> Option<Sign> {
+    let is_sure = match name {
+        Name::Quantity
+        | Name::Price
+        | Name::LimitPrice
+        | Name::Reserve
+        | Name::QuoteQuantity
+        | Name::Fee
+        | Name::Amount => return sign_of(text),
+        Name::Type => true,
+        Name::EventId | Name::OrderId | Name::FillId | Name::TradeId | Name::TransferId => {
+            (1..=128).contains(&text.len())
         }
-    }
-    match kind {
-        "order_placed" => {
-            let limit = fields.text(Name::OrderType) == "limit";
-            (fields.has(Name::Quantity) || fields.has(Name::Reserve))
-                && limit == fields.has(Name::LimitPrice)
+        Name::Account => {
+            (1..=128).contains(&text.len())
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
         }
-        "order_amended" => fields.given & TERMS != 0,
-        _ => true,
-    }
+        Name::OccurredAt => is_time(text.as_bytes()),
+        Name::Instrument => is_instrument(text),
+        Name::FeeAsset | Name::Asset => is_asset(text),
+        Name::Side => matches!(text, "buy" | "sell"),
+        Name::OrderType => matches!(text, "limit" | "market"),
+        Name::Liquidity => matches!(text, "maker" | "taker"),
+        Name::Reason => (1..=1024).contains(&text.len()),
+        Name::Version | Name::Revision => unreachable!("these are numbers"),
+    };
+    is_sure.then_some(Sign::Positive)
 }
 
 pub fn is_instrument(text: &str) -> bool {
@@ -450,19 +557,23 @@ enum Sign {
 /// Returns the sign of an amount's text, or None where it has not the form of one, or is `-0`.
 fn sign_of(text: &str) -> Option<Sign> {
     let unsigned = text.strip_prefix('-').unwrap_or(text).as_bytes();
-    let whole = unsigned.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let (mut point, mut is_zero) = (None, true);
+    for (place, byte) in unsigned.iter().enumerate() {
+        match byte {
+            b'0' => {}
+            b'1'..=b'9' => is_zero = false,
+            b'.' if point.is_none() => point = Some(place),
+            _ => return None,
+        }
+    }
+    let whole = point.unwrap_or(unsigned.len());
     if !(1..=20).contains(&whole) || (unsigned[0] == b'0' && whole > 1) {
         return None;
     }
-    if whole < unsigned.len() {
-        let fraction = &unsigned[whole + 1..];
-        let digits = (1..=18).contains(&fraction.len()) && fraction.iter().all(u8::is_ascii_digit);
-        if unsigned[whole] != b'.' || !digits {
-            return None;
-        }
+    if point.is_some_and(|point| !(1..=18).contains(&(unsigned.len() - point - 1))) {
+        return None;
     }
-    let zero = unsigned.iter().all(|byte| matches!(byte, b'0' | b'.'));
-    match (zero, unsigned.len() < text.len()) {
+    match (is_zero, unsigned.len() < text.len()) {
         (true, true) => None,
         (true, false) => Some(Sign::Zero),
         (false, true) => Some(Sign::Negative),

@@ -5,7 +5,7 @@
 
 use crate::amount::Amount;
 use crate::event::{Busted, Filled, Placed, Terms, Transfer};
-use crate::json::{write_optional, write_string, Damaged, Reader};
+use crate::json::{write_plain, write_string, Damaged, Reader};
 use std::borrow::Cow;
 
 pub type Fact = Box<[u8]>;
@@ -18,35 +18,45 @@ enum Part<'a> {
 
 use Part::{Optional, Text};
 
-fn fact(offset: u64, occurred_at: &str, parts: &[Part]) -> Fact {
+/// What all facts have: the record's offset and the venue's time.
+///
+/// `is_plain`: all texts are known to be written as they stand.
+#[derive(Clone, Copy)]
+pub struct Stated<'a> {
+    pub offset: u64,
+    pub time: &'a str,
+    pub is_plain: bool,
+}
+
+fn fact(stated: Stated, parts: &[Part]) -> Fact {
     let size = |part: &Part| match part {
         Text(text) | Optional(Some(text)) => text.len() + 3,
         Optional(None) => 5,
     };
     let mut digits = itoa::Buffer::new();
-    let digits = digits.format(offset).as_bytes();
+    let digits = digits.format(stated.offset).as_bytes();
     let sizes: usize = parts.iter().map(size).sum();
     // Mostly it is just as long, and so nothing of it is moved, or wasted, in the end.
-    let mut out = Vec::with_capacity(digits.len() + occurred_at.len() + sizes + 5);
+    let mut out = Vec::with_capacity(digits.len() + stated.time.len() + sizes + 5);
+    let write = if stated.is_plain { write_plain } else { write_string };
     out.push(b'[');
     out.extend_from_slice(digits);
     out.push(b',');
-    write_string(occurred_at, &mut out);
+    write(stated.time, &mut out);
     for part in parts {
         out.push(b',');
         match part {
-            Text(text) => write_string(text, &mut out),
-            Optional(text) => write_optional(*text, &mut out),
+            Text(text) | Optional(Some(text)) => write(text, &mut out),
+            Optional(None) => out.extend_from_slice(b"null"),
         }
     }
     out.push(b']');
     out.into_boxed_slice()
 }
 
-pub fn placed(offset: u64, occurred_at: &str, event: &Placed) -> Fact {
+pub fn placed(stated: Stated, event: &Placed) -> Fact {
     fact(
-        offset,
-        occurred_at,
+        stated,
         &[
             Text(event.instrument),
             Text(event.side),
@@ -58,22 +68,17 @@ pub fn placed(offset: u64, occurred_at: &str, event: &Placed) -> Fact {
     )
 }
 
-pub fn amended(offset: u64, occurred_at: &str, terms: &Terms) -> Fact {
-    fact(
-        offset,
-        occurred_at,
-        &[Optional(terms.quantity), Optional(terms.limit_price), Optional(terms.reserve)],
-    )
+pub fn amended(stated: Stated, terms: &Terms) -> Fact {
+    fact(stated, &[Optional(terms.quantity), Optional(terms.limit_price), Optional(terms.reserve)])
 }
 
-pub fn closed(offset: u64, occurred_at: &str, reason: &str, instrument: Option<&str>) -> Fact {
-    fact(offset, occurred_at, &[Text(reason), Optional(instrument)])
+pub fn closed(stated: Stated, reason: &str, instrument: Option<&str>) -> Fact {
+    fact(stated, &[Text(reason), Optional(instrument)])
 }
 
-pub fn filled(offset: u64, occurred_at: &str, event: &Filled) -> Fact {
+pub fn filled(stated: Stated, event: &Filled) -> Fact {
     fact(
-        offset,
-        occurred_at,
+        stated,
         &[
             Text(event.trade_id),
             Text(event.instrument),
@@ -88,14 +93,13 @@ pub fn filled(offset: u64, occurred_at: &str, event: &Filled) -> Fact {
     )
 }
 
-pub fn busted(offset: u64, occurred_at: &str, event: &Busted) -> Fact {
-    fact(offset, occurred_at, &[Text(event.trade_id), Text(event.instrument), Text(event.reason)])
+pub fn busted(stated: Stated, event: &Busted) -> Fact {
+    fact(stated, &[Text(event.trade_id), Text(event.instrument), Text(event.reason)])
 }
 
-pub fn transfer(offset: u64, occurred_at: &str, event: &Transfer) -> Fact {
+pub fn transfer(stated: Stated, event: &Transfer) -> Fact {
     fact(
-        offset,
-        occurred_at,
+        stated,
         &[
             Text(event.kind),
             Text(event.asset),

@@ -5,11 +5,11 @@
 //! again, are kept decoded; the store is asked for all others.
 
 use crate::account::{Account, Sought};
-use crate::digest::{self, Chain, Sum};
+use crate::digest::{self, Chain, Sum, BEFORE_KEY};
 use crate::event::{
     self, Busted, Event, Filled, Kind, Placed as PlacedEvent, Terms, Transfer, Usual,
 };
-use crate::fact::{self, Fact, Shape};
+use crate::fact::{self, Fact, Shape, Stated};
 use crate::journal::{self, Entry, Party, Trade};
 use crate::json::Damaged;
 use crate::keys;
@@ -158,8 +158,7 @@ impl Entries {
 struct Place<'a> {
     account: &'a str,
     entries: Entries,
-    time: &'a str,
-    offset: u64,
+    stated: Stated<'a>,
 }
 
 pub struct Fold {
@@ -183,7 +182,8 @@ enum Slot {
     Loose(usize),
 }
 
-/// An entry to be stored, or to be deleted where there is no value: a stretch of `Frozen::data`.
+/// An entry to be stored, or to be deleted where there is no value: a stretch of `Frozen::data`,
+/// which begins with what is hashed before the key.
 struct Change {
     begin: usize,
     key: usize,
@@ -217,13 +217,29 @@ impl Frozen {
             near::bring(&self.changes[*place]);
         }
         if let Some(place) = next.get(SOON) {
-            near::bring_all(self.bytes_of(&self.changes[*place]));
+            near::bring_all(self.written(&self.changes[*place]));
         }
         next.first().map(|place| self.entry_of(&self.changes[*place]))
     }
 
-    fn bytes_of(&self, change: &Change) -> &[u8] {
-        &self.data[change.begin..][..change.key + change.value.unwrap_or(0)]
+    /// Adds an entry, of which `write` writes the value and returns whether there is one.
+    fn add(
+        &mut self,
+        key: &[u8],
+        write: impl FnOnce(&mut Vec<u8>) -> bool,
+        element: Option<Box<Sum>>,
+        slot: Slot,
+        is_kept: bool,
+    ) {
+        let begin = self.data.len();
+        digest::write_key(key, &mut self.data);
+        let value = self.data.len();
+        let value = write(&mut self.data).then(|| self.data.len() - value);
+        self.changes.push(Change { begin, key: key.len(), value, element, slot, is_kept });
+    }
+
+    fn written(&self, change: &Change) -> &[u8] {
+        &self.data[change.begin..][..BEFORE_KEY + change.key + change.value.unwrap_or(0)]
     }
 
     /// Sorts the changes by their keys, unless that is done.
@@ -234,7 +250,7 @@ impl Frozen {
     }
 
     fn entry_of(&self, change: &Change) -> (&[u8], Option<&[u8]>) {
-        let (key, rest) = self.bytes_of(change).split_at(change.key);
+        let (key, rest) = self.written(change)[BEFORE_KEY..].split_at(change.key);
         (key, change.value.map(|_| rest))
     }
 
@@ -268,9 +284,8 @@ impl Frozen {
                 if let Some(before) = &change.element {
                     total.subtract(before);
                 }
-                let (key, value) = self.entry_of(change);
-                elements.push(value.and_then(|value| {
-                    let after = Sum::of_entry(key, value);
+                elements.push(change.value.and_then(|_| {
+                    let after = Sum::of_written(self.written(change));
                     total.add(&after);
                     change.is_kept.then(|| Box::new(after))
                 }));
@@ -337,11 +352,11 @@ impl Fold {
     pub fn apply<S: Shelf>(
         &mut self,
         records: &[Record],
-        contents: Vec<Content>,
+        contents: &[Content],
         log_digest: Option<Chain>,
         shelf: &S,
     ) -> Found<Outcome, S> {
-        let found = self.find(&contents, shelf)?;
+        let found = self.find(contents, shelf)?;
         let mut judged = 0;
         let mut outcome = Outcome {
             verdicts: Vec::with_capacity(records.len()),
@@ -350,17 +365,18 @@ impl Fold {
         };
         for (place, (record, content)) in records.iter().zip(contents).enumerate() {
             if let Some(digest) = &mut outcome.log_digest {
-                *digest = digest::chain(&*digest, record.offset, record.key, record.value);
+                *digest = digest::chain(digest, record.offset, record.key, record.value);
             }
             let verdict = match content {
                 Content::Unsure => unreachable!("the codec has looked at it"),
                 Content::Invalid(detail) => {
+                    let detail = detail.clone();
                     outcome.refusals.push(Refusal { place, conflict: false, detail });
                     Verdict::Invalid
                 }
                 Content::Event(event) => {
                     self.approach(&found[judged..]);
-                    let verdict = self.judge(&event, found[judged], record.offset, shelf)?;
+                    let verdict = self.judge(event, found[judged], record.offset, shelf)?;
                     judged += 1;
                     if verdict == Verdict::Conflict {
                         let detail = std::mem::take(&mut self.conflict);
@@ -458,18 +474,19 @@ impl Fold {
         offset: u64,
         shelf: &S,
     ) -> Found<Verdict, S> {
-        let at = Place { account: event.account, entries, time: event.occurred_at, offset };
+        let stated = Stated { offset, time: event.occurred_at, is_plain: event.is_plain };
+        let at = Place { account: event.account, entries, stated };
         match &event.kind {
             Kind::Placed(event) => self.placed(at, event, shelf),
             Kind::Amended { order_id, revision, terms } => {
                 self.amended(at, order_id, *revision, terms, shelf)
             }
             Kind::Cancelled { reason, instrument, .. } => {
-                let fact = fact::closed(offset, at.time, reason, *instrument);
+                let fact = fact::closed(stated, reason, *instrument);
                 self.closed(at, fact, true)
             }
             Kind::Rejected { reason, .. } => {
-                let fact = fact::closed(offset, at.time, reason, None);
+                let fact = fact::closed(stated, reason, None);
                 self.closed(at, fact, false)
             }
             Kind::Filled(event) => self.filled(at, event, shelf),
@@ -497,7 +514,7 @@ impl Fold {
     }
 
     fn placed<S: Shelf>(&mut self, at: Place, event: &PlacedEvent, shelf: &S) -> Found<Verdict, S> {
-        let fact = fact::placed(at.offset, at.time, event);
+        let fact = fact::placed(at.stated, event);
         let order = &mut self.orders[at.entries.order()];
         if let Some(placed) = &order.placed {
             let shape = Shape::Placed;
@@ -560,7 +577,7 @@ impl Fold {
         terms: &Terms,
         shelf: &S,
     ) -> Found<Verdict, S> {
-        let fact = fact::amended(at.offset, at.time, terms);
+        let fact = fact::amended(at.stated, terms);
         let order = &mut self.orders[at.entries.order()];
         let inline = order.amendments.iter().find(|(known, _)| *known == revision);
         let key = keys::amendment(at.account, order_id, revision);
@@ -605,7 +622,7 @@ impl Fold {
     fn filled<S: Shelf>(&mut self, at: Place, event: &Filled, shelf: &S) -> Found<Verdict, S> {
         let index = at.entries.order();
         let keeping = self.locate(index, at.account, event.order_id, event.fill_id, shelf)?;
-        let fact = fact::filled(at.offset, at.time, event);
+        let fact = fact::filled(at.stated, event);
         let known = self.execution(index, &keeping);
         if let Some(stored) = known.and_then(|execution| execution.fill.as_ref()) {
             let stored = stored.clone();
@@ -634,7 +651,7 @@ impl Fold {
     fn busted<S: Shelf>(&mut self, at: Place, event: &Busted, shelf: &S) -> Found<Verdict, S> {
         let index = at.entries.order();
         let keeping = self.locate(index, at.account, event.order_id, event.fill_id, shelf)?;
-        let fact = fact::busted(at.offset, at.time, event);
+        let fact = fact::busted(at.stated, event);
         let known = self.execution(index, &keeping);
         if let Some(stored) = known.and_then(|execution| execution.bust.as_ref()) {
             let stored = stored.clone();
@@ -664,7 +681,7 @@ impl Fold {
         event: &Transfer,
         shelf: &S,
     ) -> Found<Verdict, S> {
-        let fact = fact::transfer(at.offset, at.time, event);
+        let fact = fact::transfer(at.stated, event);
         let key = keys::transfer(at.account, event.transfer_id);
         if let Some(entry) = self.loose.get(&*key) {
             let (shape, known) = (Shape::Transfer, entry.encode());
@@ -682,10 +699,10 @@ impl Fold {
             let asset = Sought::new(pair.asset);
             let index = self.account_of(pair.debit, entries, shelf)?;
             let row = self.changing(index).row(asset);
-            row.debits = row.debits.add(&pair.amount);
+            row.debits.increase(&pair.amount);
             let index = self.account_of(pair.credit, entries, shelf)?;
             let row = self.changing(index).row(asset);
-            row.credits = row.credits.add(&pair.amount);
+            row.credits.increase(&pair.amount);
         }
         Ok(())
     }
@@ -747,7 +764,7 @@ impl Fold {
         order.set_held(hold);
         let asset = order.hold_asset().expect("a placed order holds an asset").to_owned();
         let row = self.changing(entries.account).row(Sought::new(&asset));
-        row.hold = row.hold.add(&change);
+        row.hold.increase(&change);
     }
 
     /// Returns where an order keeps a fill and its bust.
@@ -867,42 +884,41 @@ impl Fold {
         }
         let are_kept = self.accounts.len() <= self.cached_entries; // else all are let go of
         let count = dirty_accounts.len() + self.dirty_orders.len() + self.loose.len();
-        let mut changes = Vec::with_capacity(count);
-        let mut data = Vec::with_capacity(count * 320);
+        let mut frozen = Frozen {
+            data: Vec::with_capacity(count * 320),
+            changes: Vec::with_capacity(count),
+            total: self.total,
+            hashed: OnceLock::new(),
+            sorted: OnceLock::new(),
+        };
         for index in dirty_accounts {
             let (name, account) = self.accounts.get_index_mut(index).expect("dirty ones stay");
             account.dirty = false;
-            let begin = data.len();
-            keys::write_balances(name, &mut data);
-            let key = data.len() - begin;
-            let value = account.write(&mut data).then(|| data.len() - begin - key);
-            let (element, slot) = (account.element.take(), Slot::Account(index));
-            changes.push(Change { begin, key, value, element, slot, is_kept: are_kept });
+            let (key, element) = (keys::balances(name), account.element.take());
+            frozen.add(&key, |out| account.write(out), element, Slot::Account(index), are_kept);
         }
         for index in self.dirty_orders.drain(..) {
             let (key, order) = self.orders.get_index_mut(index).expect("dirty ones stay");
             order.dirty = false;
-            let begin = data.len();
-            data.extend_from_slice(key);
-            order.write(&mut data);
-            let (element, slot) = (order.element.take(), Slot::Order(index));
-            let (key, value) = (key.len(), Some(data.len() - begin - key.len()));
-            let is_kept = !order.held().is_zero();
-            changes.push(Change { begin, key, value, element, slot, is_kept });
+            let (element, is_kept) = (order.element.take(), !order.held().is_zero());
+            let write = |out: &mut Vec<u8>| {
+                order.write(out);
+                true
+            };
+            frozen.add(key, write, element, Slot::Order(index), is_kept);
         }
         for (index, (key, entry)) in self.loose.iter_mut().enumerate() {
             if entry.dirty {
                 entry.dirty = false;
-                let begin = data.len();
-                data.extend_from_slice(key);
-                entry.write(&mut data);
-                let (element, slot) = (entry.element.take(), Slot::Loose(index));
-                let (key, value) = (key.len(), Some(data.len() - begin - key.len()));
-                changes.push(Change { begin, key, value, element, slot, is_kept: false });
+                let element = entry.element.take();
+                let write = |out: &mut Vec<u8>| {
+                    entry.write(out);
+                    true
+                };
+                frozen.add(key, write, element, Slot::Loose(index), false);
             }
         }
-        let (hashed, sorted) = (OnceLock::new(), OnceLock::new());
-        Frozen { data, changes, total: self.total, hashed, sorted }
+        frozen
     }
 
     /// Takes in what a freeze came to, which is in the store, and forgets what need not be kept.
@@ -928,8 +944,8 @@ impl Fold {
                 entry.clone_from(element);
             } else if is_dirty {
                 // It was not expected to stay, but has changed again meanwhile.
-                let (key, value) = frozen.entry_of(change);
-                *entry = value.map(|value| Box::new(Sum::of_entry(key, value)));
+                let written = frozen.written(change);
+                *entry = change.value.map(|_| Box::new(Sum::of_written(written)));
             }
         }
         self.evict();

@@ -1,5 +1,6 @@
 //! JSON as state is stored in it: written as msgspec writes it, and read back.
 
+use crate::words;
 use std::borrow::Cow;
 
 /// Stored bytes are not what was written.
@@ -7,40 +8,45 @@ use std::borrow::Cow;
 pub struct Damaged;
 
 pub fn write_string(text: &str, out: &mut Vec<u8>) {
-    out.push(b'"');
     if is_plain(text) {
-        out.extend_from_slice(text.as_bytes());
-    } else {
-        for byte in text.bytes() {
-            match byte {
-                b'"' => out.extend_from_slice(b"\\\""),
-                b'\\' => out.extend_from_slice(b"\\\\"),
-                b'\n' => out.extend_from_slice(b"\\n"),
-                b'\r' => out.extend_from_slice(b"\\r"),
-                b'\t' => out.extend_from_slice(b"\\t"),
-                0x08 => out.extend_from_slice(b"\\b"),
-                0x0c => out.extend_from_slice(b"\\f"),
-                control if control < b' ' => {
-                    out.extend_from_slice(format!("\\u{control:04x}").as_bytes());
-                }
-                other => out.push(other),
+        return write_plain(text, out);
+    }
+    out.push(b'"');
+    for byte in text.bytes() {
+        match byte {
+            b'"' => out.extend_from_slice(b"\\\""),
+            b'\\' => out.extend_from_slice(b"\\\\"),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            0x08 => out.extend_from_slice(b"\\b"),
+            0x0c => out.extend_from_slice(b"\\f"),
+            control if control < b' ' => {
+                out.extend_from_slice(format!("\\u{control:04x}").as_bytes());
             }
+            other => out.push(other),
         }
     }
     out.push(b'"');
 }
 
-/// Returns whether a text is written as it is; it is looked at to its end, which is quicker.
+/// Returns whether a text is written as it is.
 fn is_plain(text: &str) -> bool {
     let plain = |byte: u8| (byte >= b' ') & (byte != b'"') & (byte != b'\\');
-    text.bytes().fold(true, |all, byte| all & plain(byte))
+    let bytes = text.as_bytes();
+    let Some(last) = bytes.last_chunk() else {
+        return bytes.iter().all(|byte| plain(*byte));
+    };
+    words::of(bytes).chain([u64::from_le_bytes(*last)]).all(|word| {
+        !words::has_less(word, b' ') && !words::has(word, b'"') && !words::has(word, b'\\')
+    })
 }
 
-pub fn write_optional(text: Option<&str>, out: &mut Vec<u8>) {
-    match text {
-        Some(text) => write_string(text, out),
-        None => out.extend_from_slice(b"null"),
-    }
+/// Writes a string that is written as it stands.
+pub fn write_plain(text: &str, out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(text.as_bytes());
+    out.push(b'"');
 }
 
 pub fn write_integer(number: impl itoa::Integer, out: &mut Vec<u8>) {

@@ -12,11 +12,6 @@ pub fn balances(account: &str) -> Vec<u8> {
     joined(&["\0", account])
 }
 
-pub fn write_balances(account: &str, out: &mut Vec<u8>) {
-    out.push(0);
-    out.extend_from_slice(account.as_bytes());
-}
-
 /// Returns the account whose totals a key is of.
 pub fn account(key: &[u8]) -> Option<&str> {
     std::str::from_utf8(key.strip_prefix(b"\0")?).ok()

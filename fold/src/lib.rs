@@ -13,6 +13,7 @@ mod near;
 mod order;
 mod records;
 mod store;
+mod words;
 
 use digest::Sum;
 use event::{Fields, Name, Usual};
@@ -275,7 +276,7 @@ impl Fold {
         let (fold, store) = (&mut self.fold, &self.store);
         self.unfinished = true;
         let outcome =
-            py.detach(|| fold.apply(records, contents, log_digest, store)).map_err(raised)?;
+            py.detach(|| fold.apply(records, &contents, log_digest, store)).map_err(raised)?;
         self.unfinished = false;
         let verdicts: Vec<u8> = outcome.verdicts.iter().map(|verdict| *verdict as u8).collect();
         let refusals =
@@ -398,12 +399,12 @@ fn order_terms(stored: &[u8]) -> PyResult<Terms> {
 #[pyo3(signature = (previous, offset, key, value))]
 fn chain<'py>(
     py: Python<'py>,
-    previous: &[u8],
+    previous: [u8; 32],
     offset: u64,
     key: Option<&[u8]>,
     value: Option<&[u8]>,
 ) -> Bound<'py, PyBytes> {
-    PyBytes::new(py, &digest::chain(previous, offset, key, value))
+    PyBytes::new(py, &digest::chain(&previous, offset, key, value))
 }
 
 /// What changed between two freezes. It may be used while the fold goes on.
@@ -618,7 +619,7 @@ impl BalanceSums {
         let added = account::each_total(entry, |asset, [debits, credits, _]| {
             let balance = credits.subtract(&debits);
             match self.sums.get_mut(asset) {
-                Some(sum) => *sum = sum.add(&balance),
+                Some(sum) => sum.increase(&balance),
                 None => drop(self.sums.insert(asset.to_owned(), balance)),
             }
             Ok(())

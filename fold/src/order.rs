@@ -380,8 +380,8 @@ impl Order {
     /// Adds a fill that counts to `filled` and `used`.
     pub fn count(&mut self, fill: &Trade) {
         let sums = self.sums();
-        sums.filled = sums.filled.add(&fill.quantity);
-        sums.used = sums.used.add(&fill.taken());
+        sums.filled.increase(&fill.quantity);
+        sums.used.increase(&fill.taken());
     }
 
     /// Takes a busted fill out of `filled` and `used` again.
