@@ -11,6 +11,7 @@ Private API of aiokafka 0.14.0 and of asyncio in Python 3.11, as in `ledger.reco
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -23,6 +24,9 @@ _LARGE: Final = 1 << 26
 _LONGEST_STRING: Final = 0x7FFF
 
 _module: Any = conn
+
+_unfilled: Any = ctypes.pythonapi.PyByteArray_FromStringAndSize
+_unfilled.argtypes, _unfilled.restype = (ctypes.c_void_p, ctypes.c_ssize_t), ctypes.py_object
 
 
 def receive_in_place() -> None:
@@ -39,7 +43,7 @@ class _Reader(asyncio.StreamReader):
     async def readexactly(self, n: int) -> Any:
         if not _SMALL < n <= _LARGE or self.exception() is not None:
             return await super().readexactly(n)
-        answer = memoryview(bytearray(n))
+        answer = memoryview(_unfilled(None, n))  # to clear it takes as long as to receive it
         begun = self._buffer[:n]
         del self._buffer[:n]
         answer[: len(begun)] = begun

@@ -83,21 +83,28 @@ class _Blocks(_MemoryRecordsPy):
         return batch if batch.is_control_batch else Block(batch, raw)
 
 
-class Block(_Batch):
+class Block:
     """A batch of records, as one record; its offset is that of the last of them."""
 
-    @property
-    def offset(self) -> int:
-        """The last offset of the batch."""
-        return int(self._batch.next_offset) - 1
+    is_control_batch = False
+
+    def __init__(self, batch: Any, raw: memoryview) -> None:
+        self._batch = batch
+        self._raw = raw
+        # What aiokafka asks for.
+        self.producer_id: int | None = batch.producer_id
+        self.base_offset: int = batch.base_offset
+        self.is_transactional: bool = batch.is_transactional
+        self.next_offset: int = batch.next_offset
+        self.offset = self.next_offset - 1
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self])
+        return iter((self,))
 
     @cached_property
     def records(self) -> dict[int, Any]:
         """The records of the batch by their offset, one object each."""
-        return {record.offset: record for record in super().__iter__()}
+        return {record.offset: record for record in _Batch(self._batch, self._raw)}
 
     def pack_into(self, packed: _fold.Records) -> None:
         """Add the records of the batch to others.
@@ -107,7 +114,7 @@ class Block(_Batch):
         """
         payload: bytes | None = None
         try:
-            if self.compression_type:
+            if self._batch.compression_type:
                 batch: Any = _DefaultRecordBatchPy(self._raw)
                 batch._maybe_uncompress()
                 payload = bytes(batch._buffer)

@@ -390,14 +390,20 @@ impl Fold {
         Ok(outcome)
     }
 
-    /// Lets the processor bring near the accounts of events that follow, of which most have long
+    /// Lets the processor bring near what the events that follow are about, of which most has long
     /// been displaced by others.
     fn approach(&self, entries: &[Entries]) {
         if let Some(entries) = entries.get(2 * SOON) {
             near::bring(&self.accounts[entries.account]);
+            if let Some(order) = entries.order {
+                near::bring(&self.orders[order]);
+            }
         }
         if let Some(entries) = entries.get(SOON) {
             self.accounts[entries.account].approach();
+            if let Some(order) = entries.order {
+                near::bring_all(std::slice::from_ref(&*self.orders[order]));
+            }
         }
     }
 
