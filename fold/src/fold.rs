@@ -839,7 +839,6 @@ impl Fold {
                 let mut execution = Execution::default();
                 change(&mut execution);
                 if order.fills.len() < INLINE {
-                    order.fills.reserve_exact(1); // most orders have one
                     order.fills.push((fill_id.into(), execution));
                 } else {
                     order.more_fills += 1;

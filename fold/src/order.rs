@@ -13,6 +13,7 @@ use crate::event;
 use crate::fact::{self, Fact};
 use crate::journal::{split_instrument, Trade};
 use crate::json::{write_integer, write_string, Damaged, Reader};
+use smallvec::SmallVec;
 use std::cmp::Ordering;
 
 /// How many fills, and how many amendments, an order holds itself. Part of the state's form.
@@ -156,7 +157,7 @@ pub struct Order {
     pub rejected: Option<Fact>,
     terms: Option<Box<Terms>>,
     sums: Option<Box<Sums>>,
-    pub fills: Vec<(Box<str>, Execution)>,
+    pub fills: SmallVec<[(Box<str>, Execution); 1]>, // most orders have one
     pub amendments: Vec<(i64, Fact)>,
     pub more_fills: u64,
     pub more_amendments: u64,
@@ -180,7 +181,6 @@ impl Order {
         while !reader.take(b'}') {
             let fill_id = reader.string()?.into();
             reader.expect(b':')?;
-            order.fills.reserve_exact(1);
             order.fills.push((fill_id, Execution::read(&mut reader)?));
             reader.take(b',');
         }
