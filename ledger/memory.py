@@ -22,7 +22,7 @@ _MAPPED_BYTES: Final = 8 << 20
 _LARGE_STATE_BYTES: Final = 256 << 20
 _ARENAS: Final = 4
 _FREE_MS: Final = 10
-_LARGE_STATE_FREE_MS: Final = 200
+_LARGE_STATE_FREE_MS: Final = 2_000
 
 
 def live_long(state_bytes: int) -> None:
