@@ -30,8 +30,9 @@ def live_long(state_bytes: int) -> None:
 
     All threads allocate from one arena, because RocksDB's would keep apart what they have freed.
     What is large but needed again and again is not given back each time, nor what the fold frees
-    for some milliseconds; after a flush, that is much, and the next is some time away. And Python
-    does not look for garbage among what it imported.
+    for some milliseconds; after a flush, that is much, and the next is some time away. (Of a large
+    state the next flush comes before two seconds are over, and needs all of it.) And Python does
+    not look for garbage among what it imported.
 
     Args:
         state_bytes: how much is on disk. With much, each record makes RocksDB allocate, and its

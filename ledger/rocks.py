@@ -35,8 +35,10 @@ _BLOCK_BYTES = 1000
 _INDEX_RESTART_INTERVAL = 8
 _BUFFERS = 3
 _BUFFER_BYTES = 6 << 20
-_LARGE_BUFFER_BYTES = 32 << 20
-_BUFFERS_SHARE = 8
+_LARGE_BUFFER_BYTES = 64 << 20
+_BUFFERS_SHARE = 4
+"""They have this part of what is in files beyond a small state."""
+_SMALL_STATE_BYTES = 128 << 20
 _READ_AHEAD_BYTES = 256 << 10
 _RUNS = 16
 _OPEN_FILES = 1_000
@@ -48,8 +50,8 @@ _CACHE = rocksdict.Cache(_CACHE_BYTES)
 class _Buffers:
     """Memory for what was written and is not in files yet, shared by all stores of a process.
 
-    It is an eighth of what is in files, within bounds: the larger a state, the more it costs to
-    write many small files, to merge them, and to look through them for a key.
+    It grows with what is in files, within bounds: the larger a state, the more it costs to write
+    many small files, to merge them, and to look through them for a key.
     """
 
     def __init__(self) -> None:
@@ -61,8 +63,9 @@ class _Buffers:
         """Take note of how much a store has in files; return what one buffer of it may have."""
         with self._lock:
             self._files[store] = files
-            wanted = sum(self._files.values()) // _BUFFERS_SHARE // _BUFFERS
-            allowed = min(max(wanted, _BUFFER_BYTES), _LARGE_BUFFER_BYTES)
+            beyond = max(0, sum(self._files.values()) - _SMALL_STATE_BYTES)
+            wanted = _BUFFER_BYTES + beyond // _BUFFERS_SHARE // _BUFFERS
+            allowed = min(wanted, _LARGE_BUFFER_BYTES)
             self.manager.set_buffer_size(_BUFFERS * allowed)
             return allowed
 

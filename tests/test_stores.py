@@ -177,13 +177,14 @@ def test_a_store_that_is_opened_again_has_its_filters(tmp_path: Path) -> None:
 
 def test_a_large_state_has_larger_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rocks, "_BUFFERS_SHARE", 1)
+    monkeypatch.setattr(rocks, "_SMALL_STATE_BYTES", 18 << 20)
     with contextlib.closing(RocksStore(tmp_path / "small")) as store:
         assert store._buffer_bytes == 6 << 20
         for _ in range(10):
             store.write({random.randbytes(8): random.randbytes(3 << 20)})
             store.flush()
         store.write({b"x": b"x"})
-        assert 7 << 20 < store._buffer_bytes <= 10 << 20  # a third of 30 MiB, in steps
+        assert 7 << 20 < store._buffer_bytes <= 10 << 20  # 6, and a third of 30 less 18, in steps
         with contextlib.closing(RocksStore(tmp_path / "other")) as other:  # it is of all stores
             assert 9 << 20 < other._buffer_bytes < 11 << 20
     with contextlib.closing(RocksStore(tmp_path / "other")) as other:  # of all that are open
