@@ -36,7 +36,7 @@ _INDEX_RESTART_INTERVAL = 8
 _BUFFERS = 3
 _BUFFER_BYTES = 6 << 20
 _LARGE_BUFFER_BYTES = 64 << 20
-_BUFFERS_SHARE = 4
+_BUFFERS_SHARE = 3
 """They have this part of what is in files beyond a small state."""
 _SMALL_STATE_BYTES = 128 << 20
 _READ_AHEAD_BYTES = 256 << 10
