@@ -2,11 +2,12 @@
 
 Each step is a ledger of its own. First comes what is *behind*, in all of them: so many fills of
 10,000 accounts, or one deposit to each of so many accounts; a worker folds it from an empty state
-and is stopped. Then, in rounds and each step after the other, 500,000 *further* fills at random
-accounts are published, and a worker that starts on the state on disk folds them: that is the rate
-of the step. In the end one `replay` on one thread folds everything from the first record; its
-digest must be that of the worker's tables, and the balances of the clearing account those computed
-in integers while the fills were made.
+and is stopped when it has come to rest, with files merged and snapshots written. Then, in rounds
+and each step after the other, 500,000 *further* fills at random accounts are published, and a
+worker that starts on the state on disk folds them: that is the rate of the step. In the end one
+`replay` on one thread folds everything from the first record; its digest must be that of the
+worker's tables, and the balances of the clearing account those computed in integers while the
+fills were made.
 
 A local stack of its own is started (or the one that LEDGER_KAFKA names is used). One JSON line per
 measurement is appended to bench/results.jsonl, unless `--try`. 100,000,000 events need about 33 GB
@@ -87,15 +88,16 @@ class Ledger:
         self._fills = step.fills
         print(f"{step.name}:", flush=True)
         self._publish(step.records(self._clearing), step.behind)
-        self._fold(step.behind)
+        self._fold(step.behind, rests=True)
 
     def _publish(self, records: Iterable[Record], count: int) -> None:
         began = time.monotonic()
         producing.publish(self._cluster, records, self._options.compression)
         print(f"published {count:,} records in {time.monotonic() - began:.0f} s", flush=True)
 
-    def _fold(self, events: int) -> Result:
-        folded = fold(self._cluster, self._cluster.ends(SLOTS), events, 1, self._broker)
+    def _fold(self, events: int, *, rests: bool = False) -> Result:
+        ends = self._cluster.ends(SLOTS)
+        folded = fold(self._cluster, ends, events, 1, self._broker, rests=rests)
         digests = [folded.marks[partition].state_digest for partition in range(PARTITIONS)]
         self._digest = ledger_digest(digests)
         return folded.result

@@ -36,6 +36,8 @@ MIB = 1 << 20
 
 _LOOK_S = 0.1
 _STOP_S = 60.0
+_REST_S = 5.0
+_AT_REST = 0.1  # of a core
 _PEAK = re.compile(r"^VmHWM:\s*(\d+) kB", re.M)
 _FOLDING = re.compile(r"^(\S+ \S+) INFO folding partitions \d", re.M)
 _LOG_TIME = "%Y-%m-%d %H:%M:%S,%f"
@@ -209,8 +211,21 @@ def await_folding(process: subprocess.Popen[bytes], log: Path) -> None:
         time.sleep(_LOOK_S)
 
 
+def await_rest(process: subprocess.Popen[bytes]) -> None:
+    """Return once a process does nothing: it has merged files, and written snapshots."""
+    seen = psutil.Process(process.pid)
+    while seen.cpu_percent(_REST_S) > _AT_REST * 100:
+        pass
+
+
 def fold(
-    cluster: Cluster, ends: Mapping[Slot, int], events: int, workers: int, broker: int | None
+    cluster: Cluster,
+    ends: Mapping[Slot, int],
+    events: int,
+    workers: int,
+    broker: int | None,
+    *,
+    rests: bool = False,
 ) -> Folded:
     """Run workers until the last record is applied and visible in `balances`.
 
@@ -222,6 +237,7 @@ def fold(
         events: how many of the records are folded now.
         workers: how many processes.
         broker: its pid, if known.
+        rests: whether workers are stopped only when they have nothing left to do.
 
     Raises:
         AssertionError: a worker ended.
@@ -240,6 +256,8 @@ def fold(
         usage.look(*(process.pid for process in processes))
         took = usage.as_result() | before.as_result()
         took["observer_cpu_s"] = round(time.process_time() - own_cpu_s, 2)
+        for process in processes if rests else ():
+            await_rest(process)
         for process in processes:  # together, or those that stay are given what others leave
             process.terminate()
     started = min(

@@ -33,22 +33,25 @@ _REBUILT = "It has to be rebuilt from a snapshot or the topics."
 _CACHE_BYTES = 4 << 20
 _BLOCK_BYTES = 1000
 _INDEX_RESTART_INTERVAL = 8
-_BUFFERS = 3
-_BUFFER_BYTES = 6 << 20
-_LARGE_BUFFER_BYTES = 64 << 20
-_BUFFERS_SHARE = 3
-"""They have this part of what is in files beyond a small state."""
+_BUFFER_BYTES = 2 << 20
+_BUFFERS = 96
+"""More than one store ever has."""
+_BUFFERED_BYTES = 18 << 20
+_LARGE_BUFFERED_BYTES = 192 << 20
+_BUFFERED_SHARE = 3
+"""All stores together may have this part of what is in files beyond a small state."""
 _SMALL_STATE_BYTES = 128 << 20
 _READ_AHEAD_BYTES = 256 << 10
 _RUNS = 16
+_RUNS_AT_REST = 4
 _OPEN_FILES = 1_000
 
 # Shared by all stores of a process. (RocksDB's default cache alone is 32 MiB a database.)
 _CACHE = rocksdict.Cache(_CACHE_BYTES)
 
 
-class _Buffers:
-    """Memory for what was written and is not in files yet, shared by all stores of a process.
+class _Memory:
+    """Memory for what was written and is not in files yet, of all stores of a process together.
 
     It grows with what is in files, within bounds: the larger a state, the more it costs to write
     many small files, to merge them, and to look through them for a key.
@@ -57,17 +60,14 @@ class _Buffers:
     def __init__(self) -> None:
         self._files: WeakKeyDictionary[RocksStore, int] = WeakKeyDictionary()  # bytes in files
         self._lock = threading.Lock()
-        self.manager = rocksdict.WriteBufferManager(_BUFFERS * _BUFFER_BYTES, False)
 
-    def of(self, store: RocksStore, files: int) -> int:
-        """Take note of how much a store has in files; return what one buffer of it may have."""
+    def share(self, store: RocksStore, files: int) -> int:
+        """Take note of how much a store has in files; return what it may have in memory."""
         with self._lock:
             self._files[store] = files
             beyond = max(0, sum(self._files.values()) - _SMALL_STATE_BYTES)
-            wanted = _BUFFER_BYTES + beyond // _BUFFERS_SHARE // _BUFFERS
-            allowed = min(wanted, _LARGE_BUFFER_BYTES)
-            self.manager.set_buffer_size(_BUFFERS * allowed)
-            return allowed
+            together = min(_BUFFERED_BYTES + beyond // _BUFFERED_SHARE, _LARGE_BUFFERED_BYTES)
+            return together // len(self._files)
 
     def forget(self, store: RocksStore) -> None:
         """Forget a store that is closed."""
@@ -75,15 +75,17 @@ class _Buffers:
             self._files.pop(store, None)
 
 
-_WRITE_BUFFERS = _Buffers()
+_MEMORY = _Memory()
 
 
-def _options(buffer_bytes: int) -> Any:
+def _options() -> Any:
     options = rocksdict.Options(raw_mode=True)
     options.create_if_missing(True)
-    options.set_write_buffer_size(buffer_bytes)
-    options.set_write_buffer_manager(_WRITE_BUFFERS.manager)
-    options.set_max_write_buffer_number(3)
+    # A batch is in order of its keys: it costs a third in a buffer that is new. They are written to
+    # files together; see `_write_file`.
+    options.set_write_buffer_size(_BUFFER_BYTES)
+    options.set_max_write_buffer_number(_BUFFERS)
+    options.set_min_write_buffer_number_to_merge(_BUFFERS)
     # Few entries change again soon, and those all over the keys: what is large is seldom rewritten.
     options.set_compaction_style(rocksdict.DBCompactionStyle.universal())
     options.set_level_zero_file_num_compaction_trigger(_RUNS)
@@ -92,7 +94,7 @@ def _options(buffer_bytes: int) -> Any:
     options.set_compaction_readahead_size(_READ_AHEAD_BYTES)
     # Most look-ups are for keys that are not there: filters spare the search, also in memory.
     options.set_memtable_whole_key_filtering(True)
-    options.set_memtable_prefix_bloom_ratio(0.015)  # some 20 bits a key
+    options.set_memtable_prefix_bloom_ratio(0.03)  # some 20 bits a key
     # A file that is opened anew for a look-up costs ten of them.
     options.set_max_open_files(_OPEN_FILES)
     options.set_keep_log_file_num(2)
@@ -152,11 +154,12 @@ class RocksStore:
             raise DamagedState(f"The state in {directory} was found damaged. {_REBUILT}")
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._buffer_bytes = _WRITE_BUFFERS.of(self, stored_bytes(directory))
-            options = _options(self._buffer_bytes)
+            self._runs = _RUNS
+            options = _options()
             # Without the latter, a database that is there already is opened with defaults.
             self._db: Any = rocksdict.Rdict(str(directory), options, {"default": options})
             self._db.set_read_options(_reading())
+            _MEMORY.share(self, self._number_of("total-sst-files-size"))
         except Exception as error:  # rocksdict raises plain exceptions of its own making
             if any(sign in str(error) for sign in _SIGNS_OF_USE):
                 raise StateInUse(
@@ -173,14 +176,35 @@ class RocksStore:
             "some space, and start again: it goes on where it stopped."
         )
 
-    def _fit_buffer(self) -> None:
-        """Let the next buffer be as large as suits what is in files by now."""
-        files = self._db.property_int_value("rocksdb.total-sst-files-size") or 0
-        allowed = _WRITE_BUFFERS.of(self, files)
-        # RocksDB writes a file of its options each time.
-        if abs(allowed - self._buffer_bytes) > self._buffer_bytes // 4:
-            self._db.set_options({"write_buffer_size": str(allowed)})
-            self._buffer_bytes = allowed
+    def _number_of(self, name: str) -> int:
+        return self._db.property_int_value(f"rocksdb.{name}") or 0
+
+    def _write_file(self) -> None:
+        """Let what is in memory become a file if it is too much; wait where it is twice that."""
+        share = _MEMORY.share(self, self._number_of("total-sst-files-size"))
+        buffered = self._number_of("cur-size-all-mem-tables")
+        if buffered >= 2 * share:
+            self._db.flush(True)
+        elif buffered >= share and not self._number_of("num-running-flushes"):
+            self._db.flush(False)
+
+    def merge_files(self, *, at_rest: bool) -> None:
+        """Have files merged as soon as there are a few, or not before they are many.
+
+        Each file that a key is looked for in takes time, and merging them a core. So a store that
+        is at rest has few, and one that has work puts it off. RocksDB's own threads do it.
+
+        Raises:
+            StateError: that cannot be set.
+        """
+        runs = _RUNS_AT_REST if at_rest else _RUNS
+        if runs == self._runs:
+            return
+        try:
+            self._db.set_options({"level0_file_num_compaction_trigger": str(runs)})
+        except Exception as error:
+            raise self._trouble(error) from error
+        self._runs = runs
 
     def mark_damaged(self) -> None:
         """Note in the directory that the store is damaged, so that no one opens it again.
@@ -248,8 +272,8 @@ class RocksStore:
         batch = rocksdict.WriteBatch(raw_mode=True)
         put_all(changes.items(), batch.put, batch.delete)
         try:
-            self._fit_buffer()
             self._db.write(batch, self._writing)
+            self._write_file()
         except Exception as error:
             raise self._trouble(error) from error
 
@@ -271,7 +295,7 @@ class RocksStore:
         """
         database, self._db = self._db, None
         if database is not None:
-            _WRITE_BUFFERS.forget(self)
+            _MEMORY.forget(self)
             try:
                 database.close()
             except Exception as error:  # noqa: BLE001 - what is not on disk is folded again

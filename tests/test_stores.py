@@ -19,6 +19,7 @@ from ledger import rocks
 from ledger.errors import DamagedState, StateError, StateInUse
 from ledger.rocks import RocksStore, stored_bytes
 from ledger.store import MemoryStore, PastStore, Store, note_replaced
+from tests.support import eventually
 
 KEYS = st.binary(min_size=1, max_size=4)
 CHANGES = st.dictionaries(KEYS, st.none() | st.binary(max_size=8), max_size=6)
@@ -175,23 +176,89 @@ def test_a_store_that_is_opened_again_has_its_filters(tmp_path: Path) -> None:
         assert memory_of_tables(again) == before > 100_000
 
 
-def test_a_large_state_has_larger_buffers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rocks, "_BUFFERS_SHARE", 1)
-    monkeypatch.setattr(rocks, "_SMALL_STATE_BYTES", 18 << 20)
-    with contextlib.closing(RocksStore(tmp_path / "small")) as store:
-        assert store._buffer_bytes == 6 << 20
-        for _ in range(10):
-            store.write({random.randbytes(8): random.randbytes(3 << 20)})
+def test_the_larger_a_state_the_more_may_be_in_memory(tmp_path: Path) -> None:
+    """Of what is in files beyond 128 MiB a third, beside 18 MiB, for all stores together."""
+
+    def share(store: RocksStore, files_mib: int) -> float:
+        return rocks._MEMORY.share(store, files_mib << 20) / (1 << 20)
+
+    with contextlib.closing(RocksStore(tmp_path / "one")) as one:
+        assert share(one, 0) == share(one, 128) == 18
+        assert share(one, 128 + 30) == 28
+        assert share(one, 10_000) == 192
+        with contextlib.closing(RocksStore(tmp_path / "other")) as other:
+            assert share(one, 100) == 9
+            assert share(other, 28 + 60) == 19
+        assert share(one, 100) == 18
+
+
+def test_what_is_too_much_for_memory_becomes_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(store: RocksStore) -> int:
+        return len(store._db.live_files())
+
+    def write(store: RocksStore, batches: int) -> None:
+        for _ in range(batches):
+            store.write({random.randbytes(8): random.randbytes(1 << 20)})
+
+    with contextlib.closing(RocksStore(tmp_path)) as store:
+        write(store, 16)  # eight buffers
+        assert files(store) == 0
+        write(store, 4)
+        eventually(lambda: files(store) == 1)
+        assert 18 << 20 < stored_bytes(tmp_path) < 21 << 20  # one file of all
+        monkeypatch.setattr(rocks, "_BUFFERED_BYTES", 4 << 20)
+        write(store, 5)
+        eventually(lambda: files(store) == 2)
+
+
+def test_files_that_are_written_too_slowly_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number_of = RocksStore._number_of
+
+    def always_writing(store: RocksStore, name: str) -> int:
+        return 1 if name == "num-running-flushes" else number_of(store, name)
+
+    monkeypatch.setattr(RocksStore, "_number_of", always_writing)
+    with contextlib.closing(RocksStore(tmp_path)) as store:
+        for _ in range(30):
+            store.write({random.randbytes(8): random.randbytes(1 << 20)})
+        assert not store._db.live_files()
+        for _ in range(8):
+            store.write({random.randbytes(8): random.randbytes(1 << 20)})
+        assert len(store._db.live_files()) == 1
+
+
+def test_a_store_at_rest_has_few_files(tmp_path: Path) -> None:
+    rng = random.Random(1)
+    written: dict[bytes, bytes] = {}
+
+    def write_files(store: RocksStore, count: int) -> None:
+        for _ in range(count):
+            changes = {rng.randbytes(2): rng.randbytes(8) for _ in range(100)}
+            written.update(changes)
+            store.write(changes)
             store.flush()
-        store.write({b"x": b"x"})
-        assert 7 << 20 < store._buffer_bytes <= 10 << 20  # 6, and a third of 30 less 18, in steps
-        with contextlib.closing(RocksStore(tmp_path / "other")) as other:  # it is of all stores
-            assert 9 << 20 < other._buffer_bytes < 11 << 20
-    with contextlib.closing(RocksStore(tmp_path / "other")) as other:  # of all that are open
-        assert other._buffer_bytes == 6 << 20
-    with contextlib.closing(RocksStore(tmp_path / "small")) as again:
-        assert 9 << 20 < again._buffer_bytes < 11 << 20
-    assert 29 << 20 < stored_bytes(tmp_path) < 31 << 20
+
+    def files(store: RocksStore) -> int:
+        return len(store._db.live_files())
+
+    def merges(store: RocksStore) -> bool:
+        names = ("rocksdb.compaction-pending", "rocksdb.num-running-compactions")
+        return any(store._db.property_int_value(name) for name in names)
+
+    with contextlib.closing(RocksStore(tmp_path)) as store:
+        write_files(store, 12)
+        assert files(store) == 12
+        store.merge_files(at_rest=True)
+        eventually(lambda: files(store) <= 4 and not merges(store))
+        store.merge_files(at_rest=False)
+        before = files(store)
+        write_files(store, 8)
+        assert files(store) == before + 8
+        assert dict(store.scan()) == written
 
 
 @pytest.mark.parametrize("keeps_log", [False, True])

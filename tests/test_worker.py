@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import signal
 import time
@@ -22,6 +23,7 @@ from ledger.events import INPUT_TOPICS
 from ledger.kafka import BALANCES, DEAD_LETTERS, Cluster, KafkaRecord
 from ledger.published import MARK_KEY, PublishedPartition, conservation, totals
 from ledger.rebuild import Rebuilder
+from ledger.rocks import RocksStore
 from ledger.settings import Settings
 from tests.reference import Reference
 from tests.support import (
@@ -170,6 +172,17 @@ def test_what_cannot_be_applied_goes_to_dead_letters_once(
         assert headers["reason"] == b"invalid"
         assert headers["trace"] == b"7"
         assert headers["detail"]
+
+
+def test_a_worker_that_has_nothing_to_do_merges_files(settings: Settings, tmp_path: Path) -> None:
+    directory = settings.worker_dir / "0" / "p0"
+    with contextlib.closing(RocksStore(directory)) as store:
+        for number in range(12):
+            store.write({b"~%d" % number: b""})  # no key of an entry, so nobody asks for it
+            store.flush()
+    assert len(list(directory.glob("*.sst"))) == 12
+    with worker(settings, tmp_path / "worker.log"):
+        eventually(lambda: len(list(directory.glob("*.sst"))) <= 4)
 
 
 def test_a_fenced_worker_that_the_group_still_counts_takes_the_partition_again(

@@ -87,8 +87,8 @@ impl Account {
         &mut self.rows[place]
     }
 
-    /// Writes the stored entry, and returns whether there is one: not where every total is zero.
-    pub fn write(&self, out: &mut Vec<u8>) -> bool {
+    /// Writes the stored entry; nothing where every total is zero, because then there is none.
+    pub fn write(&self, out: &mut Vec<u8>) {
         let begin = out.len();
         for row in &self.rows {
             let totals = [&row.debits, &row.credits, &row.hold];
@@ -106,11 +106,9 @@ impl Account {
             }
             out.extend_from_slice(b"\"]");
         }
-        let is_there = out.len() > begin;
-        if is_there {
+        if out.len() > begin {
             out.push(b'}');
         }
-        is_there
     }
 }
 

@@ -227,7 +227,7 @@ const FILLED: u32 = bits(&[
 ]);
 const TRANSFER: u32 = bits(&[Name::TransferId, Name::Asset, Name::Amount]);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 enum Type {
     Placed,
     Amended,

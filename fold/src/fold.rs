@@ -222,19 +222,20 @@ impl Frozen {
         next.first().map(|place| self.entry_of(&self.changes[*place]))
     }
 
-    /// Adds an entry, of which `write` writes the value and returns whether there is one.
+    /// Adds an entry, of which `write` writes the value; there is none where it writes nothing.
     fn add(
         &mut self,
         key: &[u8],
-        write: impl FnOnce(&mut Vec<u8>) -> bool,
+        write: impl FnOnce(&mut Vec<u8>),
         element: Option<Box<Sum>>,
         slot: Slot,
         is_kept: bool,
     ) {
         let begin = self.data.len();
         digest::write_key(key, &mut self.data);
-        let value = self.data.len();
-        let value = write(&mut self.data).then(|| self.data.len() - value);
+        let value_begin = self.data.len();
+        write(&mut self.data);
+        let value = Some(self.data.len() - value_begin).filter(|length| *length > 0);
         self.changes.push(Change { begin, key: key.len(), value, element, slot, is_kept });
     }
 
@@ -906,21 +907,13 @@ impl Fold {
             let (key, order) = self.orders.get_index_mut(index).expect("dirty ones stay");
             order.dirty = false;
             let (element, is_kept) = (order.element.take(), !order.held().is_zero());
-            let write = |out: &mut Vec<u8>| {
-                order.write(out);
-                true
-            };
-            frozen.add(key, write, element, Slot::Order(index), is_kept);
+            frozen.add(key, |out| order.write(out), element, Slot::Order(index), is_kept);
         }
         for (index, (key, entry)) in self.loose.iter_mut().enumerate() {
             if entry.dirty {
                 entry.dirty = false;
                 let element = entry.element.take();
-                let write = |out: &mut Vec<u8>| {
-                    entry.write(out);
-                    true
-                };
-                frozen.add(key, write, element, Slot::Loose(index), false);
+                frozen.add(key, |out| entry.write(out), element, Slot::Loose(index), false);
             }
         }
         frozen

@@ -190,7 +190,7 @@ class OwnedPartition:
         self.behind: dict[str, int] = {}  # topic to offsets that the broker is known to have more
         self.unsettled = 0  # records applied but not yet in the store
         self.flushed_at = time.monotonic()
-        self._is_catching_up = False  # whether it was far behind when records were applied last
+        self.is_catching_up = False  # whether it was far behind when records were applied last
         self.settled: Watermark = dict(partition.watermark)
         self.committed: Watermark | None = None  # what the group was told; None: nothing yet
         self.snapshot_at = time.monotonic()
@@ -284,6 +284,16 @@ class OwnedPartition:
             if not self._closing:
                 self.store.flush()
 
+    def merge_files(self, at_rest: bool) -> None:
+        """Have the store's files merged soon, or later; see `RocksStore.merge_files`.
+
+        Raises:
+            StateError: that cannot be set.
+        """
+        with self._writing:
+            if not self._closing:
+                self.store.merge_files(at_rest=at_rest)
+
     def damage(self, error: StateError) -> None:
         """Let the state go because its store is damaged; whoever opens it next rebuilds it.
 
@@ -351,7 +361,7 @@ class OwnedPartition:
         """Note how many offsets a topic has more; beyond so many records it is far behind."""
         self.behind[topic] = behind
         if sum(self.behind.values()) > records:
-            self._is_catching_up = True
+            self.is_catching_up = True
 
     # -- flushing
 
@@ -370,7 +380,7 @@ class OwnedPartition:
         if self.unsettled >= records:
             return True
         behind = sum(self.behind.values())
-        if self._is_catching_up and not behind:
+        if self.is_catching_up and not behind:
             return True
         age_s = time.monotonic() - self.flushed_at
         return age_s >= interval_s * (_CATCHING_UP if behind > records else 1)
@@ -396,7 +406,7 @@ class OwnedPartition:
                 return False
             self.flushed_at = time.monotonic()
             if not any(self.behind.values()):
-                self._is_catching_up = False
+                self.is_catching_up = False
             loop = asyncio.get_running_loop()
             async with self._folding:
                 if not self.partition.is_dirty and not self._everything:

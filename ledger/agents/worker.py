@@ -55,6 +55,7 @@ _STOP_S: Final = 4.8  # for all of it
 _STUCK_S: Final = 60.0
 _TOPICS_S: Final = 5.0
 _LOOK_S: Final = 0.05
+_REST_S: Final = 1.0
 _SNAPSHOTS_SHARE: Final = 0.1  # of a worker's time
 _NEVER_S: Final = 10.0**9
 _MOST_UNSETTLED: Final = 1.5  # times flush_records
@@ -116,6 +117,7 @@ class LedgerApp(ChunkedApp):
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         self._start(self._flush_forever())
         self._start(self._snapshot_forever())
+        self._start(self._merge_at_rest())
         self._start(self._watch_topics())
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
@@ -378,6 +380,18 @@ class LedgerApp(ChunkedApp):
             for owned in partitions
             for topic, offset in owned.settled.items()
         }
+
+    async def _merge_at_rest(self) -> None:
+        """Let states have few files while no partition is catching up: merging takes a core."""
+        rested = False
+        while not self._closing:
+            await asyncio.sleep(_REST_S)
+            partitions = list(self.owned.values())
+            rests = not any(owned.is_catching_up for owned in partitions)
+            for owned in partitions:
+                with contextlib.suppress(StateError):  # the next write says what is the matter
+                    await self._in_executor(owned.merge_files, rests and rested)
+            rested = rests
 
     async def _snapshot_forever(self) -> None:
         """Write snapshots that are due, one at a time; flushes do not wait for them."""
