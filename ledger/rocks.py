@@ -272,8 +272,8 @@ class RocksStore:
         batch = rocksdict.WriteBatch(raw_mode=True)
         put_all(changes.items(), batch.put, batch.delete)
         try:
-            self._db.write(batch, self._writing)
             self._write_file()
+            self._db.write(batch, self._writing)
         except Exception as error:
             raise self._trouble(error) from error
 
