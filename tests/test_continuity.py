@@ -25,6 +25,7 @@ from ledger.published import (
     LETTERS_ACCOUNT,
     MARK_KEY,
     Mark,
+    PublishedPartition,
     Tail,
     encode,
     encode_row,
@@ -100,8 +101,20 @@ def balances(settings: Settings) -> list[dict[str, str]]:
 
 def fold(settings: Settings, log: Path) -> None:
     """Run a worker until everything is published; its state and a snapshot stay."""
-    with worker(settings, log) as process:
-        eventually(lambda: published_at_end(settings))
+    snapshots = Snapshots(settings.snapshot_dir, settings.topic_prefix)
+
+    def are_kept(published: dict[int, PublishedPartition]) -> bool:
+        return all(
+            any(file.watermark == found.mark.watermark for file in snapshots.of_partition(number))
+            for number, found in published.items()
+            if found.mark is not None and any(found.mark.watermark.values())
+        )
+
+    # One that stops gives up on a snapshot that takes it too long.
+    hurried = settings.model_copy(update={"snapshot_interval_s": 0.2})
+    with worker(hurried, log) as process:
+        published = eventually(lambda: published_at_end(settings))
+        eventually(lambda: are_kept(published))
         process.terminate()
         assert process.wait(20) == 0
 
