@@ -35,7 +35,7 @@ _BLOCK_BYTES = 1000
 _INDEX_RESTART_INTERVAL = 8
 _BUFFER_BYTES = 2 << 20
 _BUFFERS = 96
-"""More than one store ever has."""
+"""Of one store; when so many wait, RocksDB writes them to a file by itself."""
 _BUFFERED_BYTES = 18 << 20
 _LARGE_BUFFERED_BYTES = 192 << 20
 _BUFFERED_SHARE = 3

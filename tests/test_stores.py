@@ -165,7 +165,7 @@ def test_a_store_that_is_opened_again_has_its_filters(tmp_path: Path) -> None:
     """Found by measuring: each look-up for a key that was not there read a block from disk."""
 
     def memory_of_tables(store: RocksStore) -> int:
-        return int(store._db.property_int_value("rocksdb.estimate-table-readers-mem"))
+        return store._number_of("estimate-table-readers-mem")
 
     with contextlib.closing(RocksStore(tmp_path)) as store:
         store.write({f"{number:08}".encode(): b"" for number in range(100_000)})
@@ -174,6 +174,10 @@ def test_a_store_that_is_opened_again_has_its_filters(tmp_path: Path) -> None:
     with contextlib.closing(RocksStore(tmp_path)) as again:
         again.get(b"x")
         assert memory_of_tables(again) == before > 100_000
+
+
+def files(store: RocksStore) -> int:
+    return len(store._db.live_files())
 
 
 def test_the_larger_a_state_the_more_may_be_in_memory(tmp_path: Path) -> None:
@@ -195,9 +199,6 @@ def test_the_larger_a_state_the_more_may_be_in_memory(tmp_path: Path) -> None:
 def test_what_is_too_much_for_memory_becomes_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def files(store: RocksStore) -> int:
-        return len(store._db.live_files())
-
     def write(store: RocksStore, batches: int) -> None:
         for _ in range(batches):
             store.write({random.randbytes(8): random.randbytes(1 << 20)})
@@ -225,10 +226,10 @@ def test_files_that_are_written_too_slowly_are_waited_for(
     with contextlib.closing(RocksStore(tmp_path)) as store:
         for _ in range(30):
             store.write({random.randbytes(8): random.randbytes(1 << 20)})
-        assert not store._db.live_files()
+        assert files(store) == 0
         for _ in range(8):
             store.write({random.randbytes(8): random.randbytes(1 << 20)})
-        assert len(store._db.live_files()) == 1
+        assert files(store) == 1
 
 
 def test_a_store_at_rest_has_few_files(tmp_path: Path) -> None:
@@ -242,12 +243,8 @@ def test_a_store_at_rest_has_few_files(tmp_path: Path) -> None:
             store.write(changes)
             store.flush()
 
-    def files(store: RocksStore) -> int:
-        return len(store._db.live_files())
-
     def merges(store: RocksStore) -> bool:
-        names = ("rocksdb.compaction-pending", "rocksdb.num-running-compactions")
-        return any(store._db.property_int_value(name) for name in names)
+        return any(map(store._number_of, ("compaction-pending", "num-running-compactions")))
 
     with contextlib.closing(RocksStore(tmp_path)) as store:
         write_files(store, 12)
